@@ -1,0 +1,322 @@
+//! A worker that reports what it was given and then, if asked, does something.
+//!
+//! ```text
+//! probe OUTFILE|- [ACTION...]
+//! ```
+//!
+//! The report is lines of `key=value`, written to standard output (`-`) or to a file that appears at
+//! once and whole: a temporary file is renamed. When `OUTFILE` ends in `/` it is a directory and the
+//! file in it is named by the pid.
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `pid`, `ppid`, `pgid`, `sid` | numbers |
+//! | `uid`, `gid` | the real ones |
+//! | `uids`, `gids` | real, effective, saved and filesystem, between commas |
+//! | `groups` | the supplementary groups, sorted, between commas |
+//! | `cwd`, `umask` | the directory, and the mask as four octal digits |
+//! | `sigblk`, `sigign`, `sigcgt` | signal masks as sixteen hexadecimal digits |
+//! | `fds` | the open descriptors, sorted: `N:TARGET:cloexec` or `N:TARGET:-`, between commas |
+//! | `tty_foreground` | the foreground process group of the terminal at stdin, or `-` |
+//! | `pdeathsig` | the number of the parent-death signal, or 0 |
+//! | `arg` | one line for each argument, the program's name first |
+//! | `env:NAME` | one line for each environment variable |
+//!
+//! A line feed in a value is written as `\n`.
+//!
+//! The Rust runtime does two things before `main` that the report cannot hide: it ignores PIPE, so
+//! `sigign` always has it, and it opens `/dev/null` in the place of a closed standard descriptor;
+//! it also catches SEGV and BUS. A test of the exact dispositions reads `/proc/PID/status` of a
+//! `sleep` instead.
+//!
+//! The actions are done in order:
+//!
+//! | action | meaning |
+//! | --- | --- |
+//! | `sleep` | sleeps for ever |
+//! | `exit=N` | exits with status N |
+//! | `kill=SIGNAL` | sends itself that signal, given by its number |
+//! | `ignore=SIGNAL` | ignores that signal, from before the report on |
+//! | `record=FILE` | appends the number of each signal that comes, a line each, for ever; from before the report on all signals are blocked |
+//! | `spawn-child` | starts `probe OUTFILE.child sleep` in the same process group |
+//! | `spawn-setsid` | starts `probe OUTFILE.setsid sleep` in a new session, its parent gone |
+//! | `print=TEXT` | prints a line |
+//!
+//! After the last action it exits with status 0. With `-` or a directory the processes that are
+//! started get the same `OUTFILE`.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    // The open descriptors come first, before anything here opens one.
+    let descriptors = open_descriptors();
+    match run(descriptors) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("probe: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Something to do after the report.
+enum Action {
+    Sleep,
+    Exit(u8),
+    Kill(i32),
+    Ignore(i32),
+    Record(PathBuf),
+    SpawnChild,
+    SpawnSetsid,
+    Print(String),
+}
+
+fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
+    let mut arguments = env::args_os().skip(1);
+    let outfile = arguments
+        .next()
+        .ok_or_else(|| io::Error::other("usage: probe OUTFILE|- [ACTION...]; see the head of examples/probe.rs"))?;
+    let actions = arguments.map(|text| parse_action(&text)).collect::<io::Result<Vec<_>>>()?;
+    let report = report(&descriptors?)?;
+    // A test that sees the report may send signals at once.
+    for action in &actions {
+        match action {
+            Action::Ignore(signal) => ignore(*signal)?,
+            Action::Record(file) => {
+                block_all_signals()?;
+                append(file, "")?;
+            }
+            Action::Sleep
+            | Action::Exit(_)
+            | Action::Kill(_)
+            | Action::SpawnChild
+            | Action::SpawnSetsid
+            | Action::Print(_) => {}
+        }
+    }
+    write_report(&outfile, &report)?;
+
+    let mut children: Vec<Child> = Vec::new();
+    for action in actions {
+        match action {
+            Action::Sleep => sleep_for_ever(),
+            Action::Exit(status) => return Ok(ExitCode::from(status)),
+            Action::Kill(signal) => kill_self(signal)?,
+            Action::Ignore(_) => {}
+            Action::Record(file) => record_signals(&file)?,
+            Action::SpawnChild => children.push(spawn_child(&outfile)?),
+            Action::SpawnSetsid => spawn_setsid(&outfile)?,
+            Action::Print(text) => println!("{text}"),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn parse_action(text: &OsStr) -> io::Result<Action> {
+    let unknown = || io::Error::other(format!("unknown action {}", text.display()));
+    let text = text.to_str().ok_or_else(unknown)?;
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    let number = || value.parse::<i32>().map_err(|_| unknown());
+    Ok(match name {
+        "sleep" => Action::Sleep,
+        "exit" => Action::Exit(value.parse().map_err(|_| unknown())?),
+        "kill" => Action::Kill(number()?),
+        "ignore" => Action::Ignore(number()?),
+        "record" => Action::Record(value.into()),
+        "spawn-child" => Action::SpawnChild,
+        "spawn-setsid" => Action::SpawnSetsid,
+        "print" => Action::Print(value.to_string()),
+        _ => return Err(unknown()),
+    })
+}
+
+/// Lists the open descriptors with their targets.
+fn open_descriptors() -> io::Result<String> {
+    let mut numbers: Vec<u32> =
+        fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    numbers.sort_unstable();
+    // The descriptor of the directory itself is closed by now, so it has no target any more.
+    let listed: Vec<String> = numbers
+        .iter()
+        .filter_map(|number| {
+            let target = fs::read_link(format!("/proc/self/fd/{number}")).ok()?;
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).ok()?;
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+            let flags = i32::from_str_radix(flags.trim(), 8).ok()?;
+            let cloexec = if flags & libc::O_CLOEXEC == 0 { "-" } else { "cloexec" };
+            Some(format!("{number}:{}:{cloexec}", target.display()))
+        })
+        .collect();
+    Ok(listed.join(","))
+}
+
+/// Collects everything that is reported, one line each.
+fn report(descriptors: &str) -> io::Result<String> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let field = |name: &str| {
+        status
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(key, _)| *key == name)
+            .map_or("", |(_, value)| value.trim())
+    };
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // Behind the name: state, ppid, pgid, sid.
+    let stat: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace().collect();
+    let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    let mut groups: Vec<u32> = rustix::process::getgroups()?.iter().map(|group| group.as_raw()).collect();
+    groups.sort_unstable();
+    let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
+    let foreground = match rustix::termios::tcgetpgrp(io::stdin()) {
+        Ok(group) => group.as_raw_nonzero().to_string(),
+        Err(_) => "-".to_string(),
+    };
+    let death_signal = rustix::process::parent_process_death_signal()?.map_or(0, rustix::process::Signal::as_raw);
+
+    let mut text = String::new();
+    let mut line = |key: &str, value: &str| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{key}={}", value.replace('\n', "\\n"));
+    };
+    line("pid", &std::process::id().to_string());
+    line("ppid", &parent.to_string());
+    line("pgid", stat.get(2).unwrap_or(&""));
+    line("sid", stat.get(3).unwrap_or(&""));
+    line("uid", &rustix::process::getuid().as_raw().to_string());
+    line("gid", &rustix::process::getgid().as_raw().to_string());
+    line("uids", &field("Uid").replace('\t', ","));
+    line("gids", &field("Gid").replace('\t', ","));
+    line("groups", &groups.join(","));
+    line("cwd", &env::current_dir()?.to_string_lossy());
+    line("umask", field("Umask"));
+    line("sigblk", field("SigBlk"));
+    line("sigign", field("SigIgn"));
+    line("sigcgt", field("SigCgt"));
+    line("fds", descriptors);
+    line("tty_foreground", &foreground);
+    line("pdeathsig", &death_signal.to_string());
+    for argument in env::args_os() {
+        line("arg", &argument.to_string_lossy());
+    }
+    for (name, value) in env::vars_os() {
+        line(&format!("env:{}", name.display()), &value.to_string_lossy());
+    }
+    Ok(text)
+}
+
+/// Writes the report so that whoever sees the file sees all of it.
+fn write_report(outfile: &OsStr, report: &str) -> io::Result<()> {
+    if outfile == "-" {
+        return io::stdout().write_all(report.as_bytes());
+    }
+    let pid = std::process::id().to_string();
+    let path = if is_directory(outfile) { Path::new(outfile).join(&pid) } else { PathBuf::from(outfile) };
+    let temporary = path.with_file_name(format!(".probe.{pid}.tmp"));
+    fs::write(&temporary, report)?;
+    fs::rename(&temporary, &path)
+}
+
+fn is_directory(outfile: &OsStr) -> bool {
+    outfile.as_bytes().ends_with(b"/")
+}
+
+/// The `OUTFILE` for a process that this one starts.
+fn outfile_of_child(outfile: &OsStr, suffix: &str) -> OsString {
+    let mut name = outfile.to_os_string();
+    if outfile != "-" && !is_directory(outfile) {
+        name.push(suffix);
+    }
+    name
+}
+
+fn spawn_child(outfile: &OsStr) -> io::Result<Child> {
+    Command::new(env::current_exe()?).arg(outfile_of_child(outfile, ".child")).arg("sleep").stdin(Stdio::null()).spawn()
+}
+
+/// Starts the process through `setsid --fork` of util-linux, whose own process ends at once: the new
+/// one is an orphan in a session of its own.
+fn spawn_setsid(outfile: &OsStr) -> io::Result<()> {
+    let status = Command::new("setsid")
+        .arg("--fork")
+        .arg(env::current_exe()?)
+        .arg(outfile_of_child(outfile, ".setsid"))
+        .arg("sleep")
+        .stdin(Stdio::null())
+        .status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other("setsid failed")) }
+}
+
+fn sleep_for_ever() -> ! {
+    loop {
+        thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+fn append(file: &Path, text: &str) -> io::Result<()> {
+    fs::OpenOptions::new().create(true).append(true).open(file)?.write_all(text.as_bytes())
+}
+
+#[allow(unsafe_code, reason = "a signal's disposition can only be set by an unsafe call")]
+fn ignore(signal: i32) -> io::Result<()> {
+    // SAFETY: no handler is installed.
+    match unsafe { libc::signal(signal, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+#[allow(unsafe_code, reason = "no safe call sends a signal of any number")]
+fn kill_self(signal: i32) -> io::Result<()> {
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    // SAFETY: the call takes two numbers and touches no memory.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// All 64 signals as the kernel's mask; libc's own `sigset_t` calls leave out 32 and 33.
+const ALL_SIGNALS: u64 = u64::MAX;
+/// The size of that mask, which the system calls want to be told.
+const MASK_SIZE: usize = size_of::<u64>();
+
+#[allow(unsafe_code, reason = "a raw system call")]
+fn block_all_signals() -> io::Result<()> {
+    let old = std::ptr::null_mut::<u64>();
+    let new: *const u64 = &ALL_SIGNALS;
+    // SAFETY: `new` points to a mask of the size given, and a null `old` is allowed.
+    match unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, new, old, MASK_SIZE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Appends the number of each signal to `file`, for ever.
+#[allow(unsafe_code, reason = "a raw system call")]
+fn record_signals(file: &Path) -> io::Result<()> {
+    let mask: *const u64 = &ALL_SIGNALS;
+    let info = std::ptr::null_mut::<libc::siginfo_t>();
+    let no_limit = std::ptr::null::<libc::timespec>();
+    loop {
+        // SAFETY: `mask` points to a mask of the size given; the other two may be null.
+        let signal = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, mask, info, no_limit, MASK_SIZE) };
+        if signal > 0 {
+            append(file, &format!("{signal}\n"))?;
+        } else {
+            let error = io::Error::last_os_error();
+            // A stop and its CONT end the wait too.
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+}

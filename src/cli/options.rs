@@ -1,0 +1,372 @@
+//! The option table: the only place that knows the options. The parser, `-h`, `--help`, the `PANZER_*` variables, the
+//! man page, the shell completions and the README's table are made from it.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use super::values::{self, Read};
+use crate::config::{Config, LogFormat, Show, Workers};
+use crate::signals::Signal;
+use crate::supervisor::commands::Action;
+use crate::supervisor::report::Level;
+use crate::supervisor::restart::{Backoff, Restart};
+use crate::supervisor::stop::Schedule;
+use crate::supervisor::worker::Ready;
+
+/// What an option takes, and what it does with it.
+#[derive(Clone, Copy)]
+pub enum Takes {
+    /// Nothing.
+    Nothing(fn(&mut Config)),
+    /// One value with this name; given again, the last one counts.
+    One(&'static str, fn(&mut Config, &OsStr) -> Read<()>),
+    /// One value each time; all of them count.
+    Many(&'static str, fn(&mut Config, &OsStr) -> Read<()>),
+}
+
+impl Takes {
+    /// The value's name in the help, where there is a value.
+    #[must_use]
+    pub fn value_name(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing(_) => None,
+            Self::One(name, _) | Self::Many(name, _) => Some(name),
+        }
+    }
+}
+
+/// A row of the table.
+pub struct Opt {
+    /// The heading that it stands under.
+    pub group: &'static str,
+    /// `-n`
+    pub short: Option<char>,
+    /// `--workers`
+    pub long: &'static str,
+    /// Its value and what it does.
+    pub takes: Takes,
+    /// What it does, in one line.
+    pub summary: &'static str,
+    /// What it is when it is not given; empty: nothing to say.
+    pub default: &'static str,
+}
+
+impl Opt {
+    /// The environment variable that gives this option: `--crash-limit` is `PANZER_CRASH_LIMIT`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("PANZER_{}", self.long.to_ascii_uppercase().replace('-', "_"))
+    }
+}
+
+const WORKERS: &str = "Workers";
+const SOCKETS: &str = "Sockets";
+const LIFE: &str = "Life";
+const SIGNALS: &str = "Signals";
+const OPERATION: &str = "Operation";
+
+/// The most workers that can be asked for; a typing mistake must not fork for minutes.
+const MOST_WORKERS: u32 = 10_000;
+
+/// Every option, in the order of the help.
+pub static OPTIONS: &[Opt] = &[
+    Opt {
+        group: WORKERS,
+        short: Some('n'),
+        long: "workers",
+        takes: Takes::One("N|auto", |config, value| {
+            config.workers = Some(match text(value)? {
+                "auto" => Workers::Auto,
+                number => Workers::Count(
+                    values::number(number, 1, MOST_WORKERS).map_err(|cause| format!("{cause}, nor \"auto\""))?,
+                ),
+            });
+            Ok(())
+        }),
+        summary: "keep N processes of the command alive; auto: one for each CPU that may be used (affinity, cgroup quota)",
+        default: "one child, as a plain init",
+    },
+    Opt {
+        group: WORKERS,
+        short: Some('d'),
+        long: "dir",
+        takes: Takes::One("DIR", |config, value| {
+            config.dir = Some(PathBuf::from(value));
+            Ok(())
+        }),
+        summary: "run the command in DIR; a link is followed anew at each start",
+        default: "where panzer was started",
+    },
+    Opt {
+        group: WORKERS,
+        short: Some('u'),
+        long: "user",
+        takes: Takes::One("USER[:GROUP]", |config, value| {
+            config.user = Some(text(value)?.to_owned());
+            Ok(())
+        }),
+        summary: "run the command as USER (a name of /etc/passwd, or a number) with that user's groups",
+        default: "as panzer itself",
+    },
+    Opt {
+        group: WORKERS,
+        short: None,
+        long: "umask",
+        takes: Takes::One("MASK", |config, value| {
+            config.umask = Some(values::octal(text(value)?)?);
+            Ok(())
+        }),
+        summary: "the command's file mode creation mask, in octal",
+        default: "panzer's own",
+    },
+    Opt {
+        group: WORKERS,
+        short: None,
+        long: "env-dir",
+        takes: Takes::One("DIR", |config, value| {
+            config.env_dir = Some(PathBuf::from(value));
+            Ok(())
+        }),
+        summary: "one variable a file, as envdir(8): the first line is the value, an empty file unsets",
+        default: "",
+    },
+    Opt {
+        group: SOCKETS,
+        short: Some('l'),
+        long: "listen",
+        takes: Takes::Many("[NAME=]ADDR", |config, value| {
+            config.listen.push(values::listen(text(value)?)?);
+            Ok(())
+        }),
+        summary: "bind 8080, tcp://[::]:8080, unix:///run/a.sock?mode=660 or udp://:53 and hand it down from fd 3 on; \
+                  ?nonblock, ?v6only",
+        default: "",
+    },
+    Opt {
+        group: SOCKETS,
+        short: None,
+        long: "listen-env",
+        takes: Takes::One("LIST", |config, value| {
+            config.listen_env = values::listen_env(text(value)?)?;
+            Ok(())
+        }),
+        summary: "which variables tell the command about its sockets: systemd, server-starter, einhorn, or none",
+        default: "systemd,server-starter",
+    },
+    Opt {
+        group: SOCKETS,
+        short: None,
+        long: "backlog",
+        takes: Takes::One("N", |config, value| {
+            config.backlog = values::number(text(value)?, 1, 1 << 30)?;
+            Ok(())
+        }),
+        summary: "the length of each listener's queue; the kernel cuts it to net.core.somaxconn",
+        default: "4096",
+    },
+    Opt {
+        group: LIFE,
+        short: None,
+        long: "ready",
+        takes: Takes::One("WHEN", |config, value| {
+            config.ready = ready(text(value)?)?;
+            Ok(())
+        }),
+        summary: "when a worker counts as ready: exec (its program runs) or delay:T (it has lived that long)",
+        default: "delay:1s",
+    },
+    Opt {
+        group: LIFE,
+        short: None,
+        long: "restart",
+        takes: Takes::One("WHEN", |config, value| {
+            config.restart = match text(value)? {
+                "always" => Restart::Always,
+                "on-failure" => Restart::OnFailure,
+                "never" => Restart::Never,
+                other => return Err(format!("\"{other}\" is none of always, on-failure and never")),
+            };
+            Ok(())
+        }),
+        summary: "start a worker again after it ended: always, on-failure or never",
+        default: "always",
+    },
+    Opt {
+        group: LIFE,
+        short: None,
+        long: "backoff",
+        takes: Takes::One("MIN:MAX", |config, value| {
+            config.backoff = backoff(text(value)?)?;
+            Ok(())
+        }),
+        summary: "wait before a restart: not at all the first time, then MIN, doubling up to MAX; forgotten after a good \
+                  minute",
+        default: "100ms:30s",
+    },
+    Opt {
+        group: LIFE,
+        short: None,
+        long: "crash-limit",
+        takes: Takes::One("N", |config, value| {
+            config.crash_limit = values::number(text(value)?, 0, u32::MAX)?;
+            Ok(())
+        }),
+        summary: "give up when N lives in a row die before any worker was ever ready; 0: never",
+        default: "5",
+    },
+    Opt {
+        group: LIFE,
+        short: None,
+        long: "fatal-exit",
+        takes: Takes::Many("STATUS", |config, value| {
+            config.fatal_exits.push(values::status(text(value)?)?);
+            Ok(())
+        }),
+        summary: "a worker that ends with STATUS ends everything, and panzer exits with it",
+        default: "",
+    },
+    Opt {
+        group: LIFE,
+        short: None,
+        long: "stop",
+        takes: Takes::One("SCHEDULE", |config, value| {
+            config.stop = Some(Schedule::parse(text(value)?)?);
+            Ok(())
+        }),
+        summary: "how to stop a worker: signals and the seconds between them; without KILL at the end it is waited for",
+        default: "TERM/25/KILL; in init mode signals are only forwarded",
+    },
+    Opt {
+        group: LIFE,
+        short: None,
+        long: "linger",
+        takes: Takes::One("T", |config, value| {
+            config.linger = values::duration(text(value)?)?;
+            Ok(())
+        }),
+        summary: "at the end, how long processes that were left behind may take after TERM; no wait when there are none",
+        default: "2s",
+    },
+    Opt {
+        group: SIGNALS,
+        short: None,
+        long: "on",
+        takes: Takes::Many("SIG=ACTION", |config, value| {
+            let (signal, action) = text(value)?.split_once('=').ok_or("it is not SIG=ACTION")?;
+            let signal = Signal::parse(signal).ok_or_else(|| format!("\"{signal}\" is no signal"))?;
+            if signal == Signal::KILL || signal == Signal::STOP || signal == Signal::CHLD {
+                return Err(format!("{signal} cannot be given another action"));
+            }
+            let action = Action::parse(action).ok_or_else(|| format!("\"{action}\" is none of {}", Action::WORDS))?;
+            config.on.push((signal, action));
+            Ok(())
+        }),
+        summary: "what a signal to panzer does: stop, stop-now, forward, forward:SIG or ignore",
+        default: "",
+    },
+    Opt {
+        group: SIGNALS,
+        short: None,
+        long: "no-group",
+        takes: Takes::Nothing(|config| config.no_group = true),
+        summary: "signal the main process only, not its process group; in init mode leave alone what it leaves behind",
+        default: "",
+    },
+    Opt {
+        group: SIGNALS,
+        short: None,
+        long: "pdeathsig",
+        takes: Takes::One("SIG", |config, value| {
+            let name = text(value)?;
+            config.pdeathsig = Some(Signal::parse(name).ok_or_else(|| format!("\"{name}\" is no signal"))?);
+            Ok(())
+        }),
+        summary: "panzer itself gets SIG when its own parent dies",
+        default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "ok-exit",
+        takes: Takes::Many("STATUS", |config, value| {
+            config.ok_exits.push(values::status(text(value)?)?);
+            Ok(())
+        }),
+        summary: "count this exit status as 0 (143: ended by TERM)",
+        default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: Some('q'),
+        long: "quiet",
+        takes: Takes::Nothing(|config| config.level = Level::Warning),
+        summary: "print warnings and errors only",
+        default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: Some('v'),
+        long: "verbose",
+        takes: Takes::Nothing(|config| config.level = Level::Debug),
+        summary: "print every start, end and signal",
+        default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "log-format",
+        takes: Takes::One("FORMAT", |config, value| {
+            config.log_format = match text(value)? {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                other => return Err(format!("\"{other}\" is neither text nor json")),
+            };
+            Ok(())
+        }),
+        summary: "lines on stderr as text, or one JSON object each",
+        default: "text",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "check",
+        takes: Takes::Nothing(|config| config.check = true),
+        summary: "check all that can be checked without starting, say what would run, exit",
+        default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: Some('h'),
+        long: "help",
+        takes: Takes::Nothing(|config| config.show = Some(Show::Help)),
+        summary: "print this help; -h is the short one",
+        default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: Some('V'),
+        long: "version",
+        takes: Takes::Nothing(|config| config.show = Some(Show::Version)),
+        summary: "print the version",
+        default: "",
+    },
+];
+
+/// A value that must be text; only paths and the command itself may hold other bytes.
+fn text(value: &OsStr) -> Read<&str> {
+    value.to_str().ok_or_else(|| "it is not UTF-8".to_owned())
+}
+
+fn ready(text: &str) -> Read<Ready> {
+    match text.strip_prefix("delay:") {
+        Some(delay) => Ok(Ready::Delay(values::duration(delay)?)),
+        None if text == "exec" => Ok(Ready::Exec),
+        None => Err(format!("\"{text}\" is neither exec nor delay:T")),
+    }
+}
+
+fn backoff(text: &str) -> Read<Backoff> {
+    let (min, max) = text.split_once(':').ok_or("it is not MIN:MAX")?;
+    let (min, max) = (values::duration(min)?, values::duration(max)?);
+    if min > max { Err("MIN is longer than MAX".to_owned()) } else { Ok(Backoff { min, max }) }
+}

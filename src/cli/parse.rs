@@ -1,0 +1,204 @@
+//! Reads the command line and the `PANZER_*` variables by the option table. The command line wins.
+
+use std::ffi::{OsStr, OsString};
+
+use lexopt::Arg;
+
+use super::options::{OPTIONS, Opt, Takes};
+use crate::config::{Config, Show};
+use crate::error::Error;
+
+/// An option this many letters away is still worth naming.
+const NEAR: usize = 3;
+
+/// Reads arguments (without the program's name) and variables.
+///
+/// # Errors
+/// The first argument or variable that is not what it should be, as typed.
+pub fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Config, Error> {
+    let mut config = Config::default();
+    let mut given = Vec::new();
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next().map_err(|error| surplus_value(&error))? {
+        let option = match argument {
+            Arg::Short('h') => {
+                config.show = Some(Show::ShortHelp);
+                continue;
+            }
+            Arg::Short(letter) => OPTIONS
+                .iter()
+                .find(|option| option.short == Some(letter))
+                .ok_or_else(|| Error::new(format!("use -{letter}"), "unknown option"))?,
+            Arg::Long(name) => OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(name))?,
+            Arg::Value(command) => {
+                config.command.push(command);
+                let rest = parser.raw_args().map_err(|error| surplus_value(&error))?;
+                config.command.extend(rest);
+                break;
+            }
+        };
+        given.push(option.long);
+        match option.takes {
+            Takes::Nothing(set) => set(&mut config),
+            Takes::One(name, set) | Takes::Many(name, set) => {
+                let value = parser
+                    .value()
+                    .map_err(|_| Error::new(format!("use --{}", option.long), format!("it needs a value, {name}")))?;
+                set(&mut config, &value).map_err(|cause| bad_value(&format!("--{}", option.long), &value, cause))?;
+            }
+        }
+    }
+    for option in OPTIONS.iter().filter(|option| !given.contains(&option.long)) {
+        if let Some(value) = variable(&option.variable()) {
+            apply_variable(&mut config, option, &value)?;
+        }
+    }
+    if config.command.is_empty() && config.show.is_none() {
+        return Err(Error::new("start", "no command given; see panzer -h"));
+    }
+    Ok(config)
+}
+
+/// A variable gives the same value as the option would. Several values are separated by spaces; an empty one is as if
+/// it were not set, since a Dockerfile cannot unset one.
+fn apply_variable(config: &mut Config, option: &Opt, value: &OsStr) -> Result<(), Error> {
+    let name = option.variable();
+    if value.is_empty() {
+        return Ok(());
+    }
+    match option.takes {
+        Takes::Nothing(set) => match value.to_str() {
+            Some("1" | "true" | "yes" | "on") => set(config),
+            Some("0" | "false" | "no" | "off") => {}
+            _ => return Err(bad_value(&format!("{name}="), value, "write 1 or 0".to_owned())),
+        },
+        Takes::One(_, set) => {
+            set(config, value).map_err(|cause| bad_value(&format!("{name}="), value, cause))?;
+        }
+        Takes::Many(_, set) => {
+            let list =
+                value.to_str().ok_or_else(|| bad_value(&format!("{name}="), value, "it is not UTF-8".to_owned()))?;
+            for part in list.split_ascii_whitespace() {
+                set(config, OsStr::new(part)).map_err(|cause| bad_value(&format!("{name}="), value, cause))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bad_value(option: &str, value: &OsStr, cause: String) -> Error {
+    let separator = if option.ends_with('=') { "" } else { " " };
+    Error::new(format!("use {option}{separator}{}", value.display()), cause)
+}
+
+fn unknown_option(name: &str) -> Error {
+    let nearest = OPTIONS.iter().map(|option| (strsim::levenshtein(name, option.long), option.long)).min();
+    let cause = match nearest {
+        Some((distance, long)) if distance <= NEAR && distance < name.len() => {
+            format!("unknown option; did you mean --{long}?")
+        }
+        _ => "unknown option; see panzer -h".to_owned(),
+    };
+    Error::new(format!("use --{name}"), cause)
+}
+
+fn surplus_value(error: &lexopt::Error) -> Error {
+    if let lexopt::Error::UnexpectedValue { option, value } = error {
+        return Error::new(format!("use {option}={}", value.display()), "it takes no value");
+    }
+    Error::new("read the command line", error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{LogFormat, Workers};
+    use crate::supervisor::report::Level;
+
+    fn read_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
+        let variable =
+            |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
+        parse(arguments.iter().map(OsString::from), variable).map_err(|error| error.to_string())
+    }
+
+    fn read(arguments: &[&str]) -> Result<Config, String> {
+        read_with(arguments, &[])
+    }
+
+    #[test]
+    fn the_commands_own_options_are_left_alone() {
+        for arguments in [&["-n", "2", "--", "sh", "-c", "x", "-n"][..], &["-n2", "sh", "-c", "x", "-n"]] {
+            let config = read(arguments).unwrap();
+            assert_eq!(config.workers, Some(Workers::Count(2)));
+            assert_eq!(config.command, ["sh", "-c", "x", "-n"]);
+        }
+        assert_eq!(read(&["--", "--", "x"]).unwrap().command, ["--", "x"]);
+    }
+
+    #[test]
+    fn the_command_line_wins_over_variables() {
+        let variables = [("PANZER_WORKERS", "3"), ("PANZER_LISTEN", "80 unix:///x"), ("PANZER_QUIET", "yes")];
+        let config = read_with(&["-n", "auto", "x"], &variables).unwrap();
+        assert_eq!((config.workers, config.listen.len(), config.level), (Some(Workers::Auto), 2, Level::Warning));
+        assert_eq!(read_with(&["-l", "1", "x"], &variables).unwrap().listen.len(), 1);
+        assert_eq!(read_with(&["x"], &[("PANZER_LOG_FORMAT", "")]).unwrap().log_format, LogFormat::Text);
+    }
+
+    #[test]
+    fn every_refusal_names_the_option_the_value_and_the_cause() {
+        for (arguments, line) in [
+            (&["--worker", "2", "x"][..], "cannot use --worker: unknown option; did you mean --workers?"),
+            (&["--zzzzzz", "x"], "cannot use --zzzzzz: unknown option; see panzer -h"),
+            (&["-Z", "x"], "cannot use -Z: unknown option"),
+            (&["-n", "0", "x"], "cannot use --workers 0: \"0\" is no whole number from 1 to 10000, nor \"auto\""),
+            (&["--quiet=1", "x"], "cannot use --quiet=1: it takes no value"),
+            (&["x", "--", "y"], ""),
+            (&["-n"], "cannot use --workers: it needs a value, N|auto"),
+            (&["-n", "2"], "cannot start: no command given; see panzer -h"),
+            (&["--linger", "2x", "x"], "cannot use --linger 2x: \"2x\" is no duration (write 500ms, 10s, 5m or 1h)"),
+            (&["--stop", "TERM/x", "y"], "cannot use --stop TERM/x: \"x\" is no number of seconds"),
+            (&["--on", "KILL=stop", "y"], "cannot use --on KILL=stop: SIGKILL cannot be given another action"),
+            (&["--backoff", "2s:1s", "y"], "cannot use --backoff 2s:1s: MIN is longer than MAX"),
+        ] {
+            match read(arguments) {
+                Ok(_) => assert_eq!(line, "", "{arguments:?} was taken"),
+                Err(error) => assert_eq!(error, line),
+            }
+        }
+        let error = read_with(&["x"], &[("PANZER_CHECK", "maybe")]).unwrap_err();
+        assert_eq!(error, "cannot use PANZER_CHECK=maybe: write 1 or 0");
+    }
+
+    #[test]
+    fn help_is_short_or_long_and_needs_no_command() {
+        assert_eq!(read(&["-h"]).unwrap().show, Some(Show::ShortHelp));
+        assert_eq!(read(&["--help"]).unwrap().show, Some(Show::Help));
+        assert_eq!(read(&["-V"]).unwrap().show, Some(Show::Version));
+    }
+
+    #[test]
+    fn the_defaults_that_the_table_prints_are_the_defaults() {
+        for option in OPTIONS {
+            if let (Takes::One(_, set), false) =
+                (option.takes, option.default.contains(' ') || option.default.is_empty())
+            {
+                let mut config = Config::default();
+                set(&mut config, OsStr::new(option.default)).unwrap();
+                config.listen_env.explicit = false;
+                assert_eq!(config, Config::default(), "--{}", option.long);
+            }
+        }
+    }
+
+    #[test]
+    fn no_letter_and_no_name_stands_for_two_options() {
+        for (at, option) in OPTIONS.iter().enumerate() {
+            for other in &OPTIONS[at + 1..] {
+                assert!(option.long != other.long && (option.short.is_none() || option.short != other.short));
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What was asked for, as plain values: `cli` fills it in, `linux` and `supervisor` go by it.
+//!
+//! Must never touch the system; whether a directory or a user exists is found out in `linux`.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::signals::Signal;
+use crate::supervisor::commands::Action;
+use crate::supervisor::report::Level;
+use crate::supervisor::restart::{Backoff, Restart};
+use crate::supervisor::stop::Schedule;
+use crate::supervisor::worker::Ready;
+
+/// How many workers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Workers {
+    /// As many as this process may use CPUs.
+    Auto,
+    /// This many.
+    Count(u32),
+}
+
+/// What a listener is bound to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Address {
+    /// A TCP listener.
+    Tcp(SocketAddr),
+    /// A UDP socket.
+    Udp(SocketAddr),
+    /// A UNIX stream listener at a path.
+    Unix(PathBuf),
+    /// A UNIX stream listener with an abstract name (`unix(7)`).
+    Abstract(String),
+}
+
+/// One `--listen`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listen {
+    /// The name that `LISTEN_FDNAMES` gives it.
+    pub name: String,
+    /// Where.
+    pub address: Address,
+    /// Only the port was given, as Server::Starter shows it again.
+    pub port_only: bool,
+    /// Mode of the UNIX path.
+    pub mode: Option<u32>,
+    /// Hand it down with O_NONBLOCK set.
+    pub nonblock: bool,
+    /// `[::]` takes no IPv4.
+    pub v6only: bool,
+    /// As typed, for errors.
+    pub typed: String,
+}
+
+/// Which variables tell the worker about its listeners.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ListenEnv {
+    /// `LISTEN_FDS`, `LISTEN_FDNAMES`, `LISTEN_PID` (`sd_listen_fds(3)`).
+    pub systemd: bool,
+    /// `SERVER_STARTER_PORT`, `SERVER_STARTER_GENERATION`.
+    pub server_starter: bool,
+    /// `EINHORN_FD_COUNT`, `EINHORN_FD_0` and so on, `EINHORN_MASTER_PID`.
+    pub einhorn: bool,
+    /// The list was given and is not the default: then `SERVER_STARTER_PORT` is set even where nothing listens.
+    pub explicit: bool,
+}
+
+/// How lines on stderr look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// `panzer: words`
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to print instead of running anything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Show {
+    /// `-h`
+    ShortHelp,
+    /// `--help`
+    Help,
+    /// `-V`
+    Version,
+}
+
+/// Everything that was asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// `None`: init mode.
+    pub workers: Option<Workers>,
+    /// Where the command runs.
+    pub dir: Option<PathBuf>,
+    /// As whom, as typed: `USER[:GROUP]`.
+    pub user: Option<String>,
+    /// The file mode creation mask of the command.
+    pub umask: Option<u32>,
+    /// One variable a file.
+    pub env_dir: Option<PathBuf>,
+    /// Sockets bound before the first worker.
+    pub listen: Vec<Listen>,
+    /// How workers are told of them.
+    pub listen_env: ListenEnv,
+    /// Length of their queues.
+    pub backlog: u32,
+    /// When a worker is ready.
+    pub ready: Ready,
+    /// Whether an ended worker is started again.
+    pub restart: Restart,
+    /// The delays before that.
+    pub backoff: Backoff,
+    /// Lives in a row that may end before any worker is ready; 0: any number.
+    pub crash_limit: u32,
+    /// Statuses that end it all.
+    pub fatal_exits: Vec<u8>,
+    /// How workers are stopped; `None`: TERM/25/KILL in supervise mode, nothing of our own in init mode.
+    pub stop: Option<Schedule>,
+    /// How long what was left behind may take after TERM.
+    pub linger: Duration,
+    /// Changed signals.
+    pub on: Vec<(Signal, Action)>,
+    /// Signals go to the main process only.
+    pub no_group: bool,
+    /// What panzer gets when its own parent dies.
+    pub pdeathsig: Option<Signal>,
+    /// The quietest lines that are still printed.
+    pub level: Level,
+    /// How they look.
+    pub log_format: LogFormat,
+    /// Statuses that count as 0.
+    pub ok_exits: Vec<u8>,
+    /// Check and say what would run.
+    pub check: bool,
+    /// Print this instead.
+    pub show: Option<Show>,
+    /// The command and its arguments.
+    pub command: Vec<OsString>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: None,
+            dir: None,
+            user: None,
+            umask: None,
+            env_dir: None,
+            listen: Vec::new(),
+            listen_env: ListenEnv { systemd: true, server_starter: true, einhorn: false, explicit: false },
+            backlog: 4096,
+            ready: Ready::Delay(Duration::from_secs(1)),
+            restart: Restart::Always,
+            backoff: Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) },
+            crash_limit: 5,
+            fatal_exits: Vec::new(),
+            stop: None,
+            linger: Duration::from_secs(2),
+            on: Vec::new(),
+            no_group: false,
+            pdeathsig: None,
+            level: Level::Info,
+            log_format: LogFormat::Text,
+            ok_exits: Vec::new(),
+            check: false,
+            show: None,
+            command: Vec::new(),
+        }
+    }
+}

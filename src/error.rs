@@ -1,0 +1,86 @@
+//! How panzer refuses: one line `cannot VERB OBJECT: cause`, and the status that it exits with.
+//!
+//! Must never print by itself: `main` and `linux::log` do that, in one place each.
+
+use std::fmt;
+
+/// What panzer exits with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Status(pub u8);
+
+impl Status {
+    /// All went as it should.
+    pub const SUCCESS: Self = Self(0);
+    /// panzer itself refuses: a bad option, a port in use, no such user.
+    pub const REFUSED: Self = Self(125);
+    /// The command was found and cannot be executed.
+    pub const CANNOT_EXECUTE: Self = Self(126);
+    /// The command was not found.
+    pub const NOT_FOUND: Self = Self(127);
+    /// Something had to be killed in a stop: 128 + SIGKILL.
+    pub const KILLED: Self = Self(137);
+}
+
+/// A refusal: what panzer could not do, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Error {
+    action: String,
+    cause: String,
+    status: Status,
+}
+
+impl Error {
+    /// `cannot ACTION: CAUSE`, status 125. The action holds the value as the user typed it.
+    pub fn new(action: impl Into<String>, cause: impl Into<String>) -> Self {
+        Self { action: action.into(), cause: cause.into(), status: Status::REFUSED }
+    }
+
+    /// The same refusal, with another exit status.
+    #[must_use]
+    pub fn with_status(self, status: Status) -> Self {
+        Self { status, ..self }
+    }
+
+    /// What panzer exits with for it.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status
+    }
+}
+
+impl fmt::Display for Error {
+    /// One line whatever the user typed: control characters are shown as escapes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = format!("cannot {}: {}", self.action, self.cause);
+        for c in line.chars() {
+            if c.is_ascii_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+        }
+        Ok(())
+    }
+}
+
+/// What the system says of an error, without std's `(os error 2)`.
+#[must_use]
+pub fn cause(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ").and_then(|end| text.get(..end)) {
+        Some(words) => words.to_owned(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_whatever_was_typed() {
+        let error = Error::new("use --stop a\nb", "no such signal");
+        assert_eq!(error.to_string(), "cannot use --stop a\\nb: no such signal");
+    }
+
+    #[test]
+    fn a_cause_is_the_systems_words_only() {
+        assert_eq!(cause(&std::io::Error::from_raw_os_error(2)), "No such file or directory");
+    }
+}

@@ -1,0 +1,506 @@
+//! The one loop: waits for a signal, a child or a deadline, tells the supervisor, does what it asks for.
+//!
+//! After the first worker runs, no error ends it: what fails is said and tried again.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
+
+use super::guard::{Guard, Plan};
+use super::listen::OwnPath;
+use super::log::Log;
+use super::spawn::{Failure, Launcher};
+use super::sys::{self, Pid, Target};
+use super::{processes, terminal};
+use crate::error::{Status, cause};
+use crate::signals::Signal;
+use crate::supervisor::init::Init;
+use crate::supervisor::report::Level;
+use crate::supervisor::{Effect, End, Event, Supervisor, WorkerId};
+
+/// How many dead children are reaped before panzer looks at signals again.
+const REAPED_AT_ONCE: usize = 1000;
+
+/// How long to wait before another guard is tried, where the kernel gives none.
+const GUARD_RETRY: Duration = Duration::from_secs(1);
+
+/// `sizeof(struct signalfd_siginfo)`, and where in it number, code and sender stand (`signalfd(2)`).
+const SIGNAL_RECORD: usize = 128;
+const SENDER_AT: usize = 12;
+
+/// What an epoll event is about; a child's is its pid, above these.
+const SIGNALS: u64 = 0;
+const GUARD: u64 = 1;
+const CHILDREN: u64 = 2;
+
+/// Who decides.
+pub(super) enum Brain {
+    /// One child.
+    Init(Init),
+    /// N workers.
+    Supervise(Supervisor),
+}
+
+impl Brain {
+    fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
+        match self {
+            Self::Init(init) => init.handle(now, event),
+            Self::Supervise(supervisor) => supervisor.handle(now, event),
+        }
+    }
+
+    fn begin(&mut self, now: Duration) -> Vec<Effect> {
+        match self {
+            Self::Init(init) => init.begin(),
+            Self::Supervise(supervisor) => supervisor.handle(now, Event::Time),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        match self {
+            Self::Init(init) => init.next_deadline(),
+            Self::Supervise(supervisor) => supervisor.next_deadline(),
+        }
+    }
+}
+
+/// What `prepare` has made.
+pub(super) struct Parts {
+    /// Who decides.
+    pub(super) brain: Brain,
+    /// Starts workers.
+    pub(super) launcher: Launcher,
+    /// For the guard; `None` as PID 1, where none is needed.
+    pub(super) plan: Option<Plan>,
+    /// The lines on stderr.
+    pub(super) log: Log,
+    /// `--no-group`
+    pub(super) no_group: bool,
+    /// `-n` was given.
+    pub(super) supervised: bool,
+}
+
+/// A worker's process, or what is left of its group.
+struct Child {
+    worker: WorkerId,
+    pid: Pid,
+    /// Open until the program is executed.
+    pipe: Option<OwnedFd>,
+    /// What went wrong before that; told when the child is reaped, which follows at once.
+    failure: Option<Failure>,
+    /// The main process was reaped; its number now stands for the group only.
+    reaped: bool,
+}
+
+/// panzer, ready to run.
+pub struct Running {
+    parts: Parts,
+    epoll: OwnedFd,
+    signals: OwnedFd,
+    guard: Option<Guard>,
+    guard_retry: Option<Duration>,
+    children: Vec<Child>,
+    /// What the supervisor has not been told yet.
+    events: VecDeque<Event>,
+    /// Paths to remove at the end, where the listeners themselves are let go of before.
+    paths: Vec<OwnPath>,
+    /// The supervisor waits for nothing to be left.
+    watching_rest: bool,
+    /// There may be more to reap.
+    reap_again: bool,
+    /// The status to exit with.
+    status: Option<Status>,
+    start: Instant,
+    own: Pid,
+}
+
+impl Running {
+    pub(super) fn new(parts: Parts) -> std::io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let signals = sys::signal_descriptor()?;
+        epoll::add(&epoll, &signals, epoll::EventData::new_u64(SIGNALS), epoll::EventFlags::IN)?;
+        // panzer must not pin the mount that it was started from.
+        rustix::process::chdir(c"/")?;
+        Ok(Self {
+            parts,
+            epoll,
+            signals,
+            guard: None,
+            guard_retry: None,
+            children: Vec::new(),
+            events: VecDeque::new(),
+            paths: Vec::new(),
+            watching_rest: false,
+            reap_again: false,
+            status: None,
+            start: Instant::now(),
+            own: Pid::own(),
+        })
+    }
+
+    /// Runs until all is done, and says what to exit with.
+    #[must_use]
+    pub fn run(mut self) -> Status {
+        self.ensure_guard();
+        self.announce();
+        let effects = self.parts.brain.begin(self.now());
+        self.perform(effects);
+        if !self.parts.supervised {
+            self.paths = self.parts.launcher.release();
+            self.close_inherited();
+        }
+        loop {
+            self.settle();
+            if let Some(status) = self.status {
+                return self.finish(status);
+            }
+            self.wait();
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn finish(mut self, status: Status) -> Status {
+        if self.parts.launcher.terminal
+            && let Some(child) = self.children.first()
+        {
+            terminal::take_back_from(child.pid);
+        }
+        self.guard = None;
+        status
+    }
+
+    /// One line about what runs, in supervise mode.
+    fn announce(&mut self) {
+        let Brain::Supervise(supervisor) = &self.parts.brain else { return };
+        let mut text = format!(
+            "{} keeps {} of {} alive",
+            crate::cli::help::VERSION,
+            supervisor.size(),
+            self.parts.launcher.command.display()
+        );
+        let mut separator = ", listening on ";
+        for listener in &self.parts.launcher.listeners {
+            text.push_str(separator);
+            text.push_str(&listener.shown);
+            separator = ", ";
+        }
+        self.parts.log.say(Level::Info, "started", &text);
+    }
+
+    /// Waits for something to happen and deals with it.
+    fn wait(&mut self) {
+        let timeout = self.timeout();
+        let mut events = Vec::with_capacity(16);
+        match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                // Nothing that a healthy kernel says. Signals are still read below.
+                self.complain("wait for events", &error.into());
+                std::thread::sleep(GUARD_RETRY);
+            }
+        }
+        let mut signalled = self.reap_again;
+        for event in &events {
+            match event.data.u64() {
+                SIGNALS => signalled = true,
+                GUARD => self.guard_died(),
+                child => self.pipe_ready(child - CHILDREN),
+            }
+        }
+        if signalled {
+            self.read_signals();
+            self.reap();
+        }
+        let now = self.now();
+        if self.guard_retry.is_some_and(|at| at <= now) {
+            self.ensure_guard();
+        }
+        if self.parts.brain.next_deadline().is_some_and(|at| at <= now) {
+            self.events.push_back(Event::Time);
+        }
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        if self.reap_again {
+            return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
+        }
+        let deadline = [self.parts.brain.next_deadline(), self.guard_retry].into_iter().flatten().min()?;
+        Timespec::try_from(deadline.saturating_sub(self.now())).ok()
+    }
+
+    /// Tells the supervisor all that has happened and does what it asks for, until there is nothing more to tell.
+    fn settle(&mut self) {
+        loop {
+            while let Some(event) = self.events.pop_front() {
+                let effects = self.parts.brain.handle(self.now(), event);
+                self.perform(effects);
+            }
+            self.forget_the_gone();
+            if self.events.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Spawn(worker) => self.spawn(worker),
+                Effect::Signal(worker, signal) => self.signal(worker, signal),
+                Effect::LookForRest => {
+                    self.watching_rest = true;
+                    self.events.push_back(if self.rest_left() { Event::RestLeft } else { Event::NothingLeft });
+                }
+                Effect::SignalRest(signal) => self.signal_rest(signal),
+                Effect::Suspend => drop(sys::kill(Target::Process(self.own), Signal::STOP)),
+                Effect::TakeTerminal => {
+                    if let (true, Some(child)) = (terminal::is_ours(), self.children.first()) {
+                        terminal::give_to(child.pid);
+                    }
+                }
+                Effect::Report(report) => {
+                    let child = self.children.iter().find(|child| Some(child.worker) == report.worker());
+                    self.parts.log.report(&report, child.map(|child| child.pid.number()));
+                }
+                Effect::Exit(status) => self.status = Some(status),
+            }
+        }
+    }
+
+    fn spawn(&mut self, worker: WorkerId) {
+        let spawned = match self.parts.launcher.start(worker) {
+            Ok(spawned) => spawned,
+            Err(error) => return self.events.push_back(Event::NotStarted(worker, cause(&error))),
+        };
+        let pid = spawned.pid;
+        if let Some(guard) = &self.guard
+            && guard.add(pid).is_err()
+        {
+            self.guard_died();
+        }
+        let data = epoll::EventData::new_u64(CHILDREN + u64::from(pid.number().unsigned_abs()));
+        let added = epoll::add(&self.epoll, &spawned.pipe, data, epoll::EventFlags::IN);
+        self.children.push(Child { worker, pid, pipe: Some(spawned.pipe), failure: None, reaped: false });
+        if let Err(error) = added {
+            // Without the pipe's word the program counts as executed now.
+            self.complain("watch a worker's start", &error.into());
+            self.events.push_back(Event::Executed(worker));
+        }
+    }
+
+    /// The child whose main process `pid` is.
+    fn child(&mut self, pid: Pid) -> Option<&mut Child> {
+        self.children.iter_mut().find(|child| child.pid == pid && !child.reaped)
+    }
+
+    /// A worker's program was executed, or the child says why not.
+    fn pipe_ready(&mut self, number: u64) {
+        let pid = i32::try_from(number).ok().and_then(Pid::from_number);
+        let Self { children, parts, events, .. } = self;
+        let Some(child) = children.iter_mut().find(|child| Some(child.pid) == pid && !child.reaped) else { return };
+        let Some(outcome) = child.pipe.as_ref().and_then(|pipe| parts.launcher.read_pipe(pipe)) else { return };
+        child.pipe = None;
+        match outcome {
+            Ok(()) => events.push_back(Event::Executed(child.worker)),
+            Err(failure) => child.failure = Some(failure),
+        }
+    }
+
+    fn read_signals(&mut self) {
+        let mut records = [0_u8; SIGNAL_RECORD * 16];
+        loop {
+            let Ok(length) = rustix::io::read(&self.signals, &mut records) else { return };
+            for record in records.chunks_exact(SIGNAL_RECORD).take(length / SIGNAL_RECORD) {
+                let (Some(signal), Some(sender)) = (word(record, 0), word(record, SENDER_AT)) else { continue };
+                let Some(signal) = Signal::from_number(signal.into()) else { continue };
+                // What panzer sends to itself is SIGPIPE, for a line that nobody reads.
+                let own = i32::try_from(sender) == Ok(self.own.number());
+                if signal != Signal::CHLD && !own {
+                    self.events.push_back(Event::Signal(signal));
+                }
+            }
+        }
+    }
+
+    /// Reaps whatever has ended: workers, and orphans that nobody knows.
+    fn reap(&mut self) {
+        let mut options = WaitOptions::NOHANG;
+        if self.parts.launcher.terminal {
+            options |= WaitOptions::UNTRACED;
+        }
+        self.reap_again = false;
+        for _ in 0..REAPED_AT_ONCE {
+            match rustix::process::wait(options) {
+                Ok(Some((pid, status))) => self.child_changed(pid.into(), status),
+                Err(Errno::INTR) => {}
+                Ok(None) | Err(_) => {
+                    // Nothing can be left before the supervisor knows of every end.
+                    self.settle();
+                    if self.watching_rest && self.status.is_none() && !self.rest_left() {
+                        self.events.push_back(Event::NothingLeft);
+                    }
+                    return;
+                }
+            }
+        }
+        self.reap_again = true;
+    }
+
+    /// A child was reaped, or stopped by job control. Who is not known was adopted: reaping it was all.
+    fn child_changed(&mut self, pid: Pid, status: WaitStatus) {
+        if self.child(pid).is_none() {
+            return;
+        }
+        if let Some(signal) = status.stopping_signal() {
+            self.events.extend(Signal::from_number(signal.into()).map(Event::Suspended));
+            return;
+        }
+        let Some(end) = end_of(status) else { return };
+        // What its start said comes before its end.
+        self.pipe_ready(pid.number().unsigned_abs().into());
+        let group_left = sys::exists(Target::Group(pid));
+        let Some(child) = self.child(pid) else { return };
+        child.reaped = true;
+        let worker = child.worker;
+        let event = match child.failure.take() {
+            None => Event::Exited { worker, end, group_left },
+            Some(failure) if failure.passing => Event::NotStarted(worker, failure.error),
+            Some(Failure { status, error, .. }) => {
+                Event::Exited { worker, end: End::CannotRun { status, error }, group_left }
+            }
+        };
+        self.events.push_back(event);
+    }
+
+    /// Lets go of the groups of which nothing is left. In init mode there is one, and its number is needed to the end.
+    fn forget_the_gone(&mut self) {
+        let Self { children, guard, events, parts, .. } = self;
+        let mut guard_lost = false;
+        children.retain(|child| {
+            if !parts.supervised || !child.reaped || sys::exists(Target::Group(child.pid)) {
+                return true;
+            }
+            guard_lost |= guard.as_ref().is_some_and(|guard| guard.remove(child.pid).is_err());
+            events.push_back(Event::GroupGone(child.worker));
+            false
+        });
+        if guard_lost {
+            self.guard_died();
+        }
+    }
+
+    /// Sends a signal to a worker's group, or with `--no-group` to its main process while there is one. KILL goes to
+    /// the group even then, in supervise mode: a stop must end within its schedule.
+    fn signal(&mut self, worker: WorkerId, signal: Signal) {
+        let Some(child) = self.children.iter().find(|child| child.worker == worker) else { return };
+        let (process, group) = (Target::Process(child.pid), Target::Group(child.pid));
+        if child.reaped {
+            // The group keeps its number as long as one of its processes lives. Where there is a process of that very
+            // number, it was made later: the group had gone, and the number was given away.
+            if !sys::exists(process) {
+                let _ = sys::kill(group, signal);
+            }
+            return;
+        }
+        let alone = self.parts.no_group && !(signal == Signal::KILL && self.parts.supervised);
+        if alone || sys::kill(group, signal).is_err() {
+            let _ = sys::kill(process, signal);
+        }
+    }
+
+    /// Whether any process is left that panzer started or adopted.
+    fn rest_left(&self) -> bool {
+        let group_left = self.children.iter().any(|child| sys::exists(Target::Group(child.pid)));
+        // The guard does not count: it has no exit signal, so this wait does not see it.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        group_left || !matches!(rustix::process::waitid(WaitId::All, options), Err(Errno::CHILD))
+    }
+
+    /// Sends a signal to everything that is left: as PID 1 to the whole namespace, else to the groups and to whatever
+    /// descends from panzer.
+    fn signal_rest(&mut self, signal: Signal) {
+        if self.own.number() == 1 {
+            let _ = sys::kill(Target::Namespace, signal);
+            return;
+        }
+        let groups: Vec<Pid> = self.children.iter().map(|child| child.pid).collect();
+        for group in &groups {
+            let _ = sys::kill(Target::Group(*group), signal);
+        }
+        let guard = self.guard.as_ref().map(Guard::pid);
+        let all = processes::all().unwrap_or_default();
+        let descendants = processes::descendants(&all, self.own, guard);
+        for process in descendants.iter().filter(|process| !groups.contains(&process.group)) {
+            let _ = sys::kill(Target::Process(process.pid), signal);
+        }
+    }
+
+    /// Starts a guard where one is wanted and none is there.
+    fn ensure_guard(&mut self) {
+        let Some(plan) = &self.parts.plan else { return };
+        self.guard_retry = None;
+        let groups = self.children.iter().map(|child| child.pid);
+        let started = Guard::start(plan, groups, &mut self.parts.log).and_then(|guard| {
+            // No event is asked for: an error, which is what a reader's end makes, is always told.
+            let data = epoll::EventData::new_u64(GUARD);
+            epoll::add(&self.epoll, guard.descriptor(), data, epoll::EventFlags::empty())?;
+            Ok(guard)
+        });
+        match started {
+            Ok(guard) => self.guard = Some(guard),
+            Err(error) => {
+                self.complain("start the guard; trying again in a second", &error);
+                self.guard_retry = Some(self.now() + GUARD_RETRY);
+            }
+        }
+    }
+
+    fn guard_died(&mut self) {
+        if self.guard.take().is_some() {
+            self.parts.log.say(Level::Warning, "guard_died", "the guard died; starting another");
+            self.ensure_guard();
+        }
+    }
+
+    /// After the only start in init mode: what panzer was given is now the child's alone.
+    fn close_inherited(&self) {
+        let pipes = self.children.iter().filter_map(|child| child.pipe.as_ref()).map(AsRawFd::as_raw_fd);
+        let guard = self.guard.as_ref().map(|guard| guard.descriptor().as_raw_fd());
+        let own = [self.epoll.as_fd().as_raw_fd(), self.signals.as_raw_fd()];
+        let mut kept: Vec<i32> = own.into_iter().chain(pipes).chain(guard).collect();
+        kept.sort_unstable();
+        let mut first = 3;
+        for number in kept {
+            sys::close_range(first, number - 1);
+            first = number + 1;
+        }
+        sys::close_range(first, i32::MAX);
+    }
+
+    fn complain(&mut self, action: &str, error: &std::io::Error) {
+        self.parts.log.say(Level::Error, "error", &format!("cannot {action}: {}", cause(error)));
+    }
+}
+
+fn word(record: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// The signal is looked for first: a killed process has no exit status.
+fn end_of(status: WaitStatus) -> Option<End> {
+    if let Some(signal) = status.terminating_signal() {
+        // WCOREDUMP (wait(2))
+        let core = status.as_raw() & 0x80 != 0;
+        return Signal::from_number(signal.into()).map(|signal| End::Killed { signal, core });
+    }
+    let status = status.exit_status()?;
+    Some(End::Exited(u8::try_from(status).unwrap_or(u8::MAX)))
+}

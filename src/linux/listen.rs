@@ -1,0 +1,272 @@
+//! Listeners: bound once before the first worker, held for as long as panzer lives, handed down from descriptor 3 on.
+//!
+//! Must never take a UNIX path away from somebody who listens on it, nor remove one that is not panzer's own.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen, socket_with, sockopt,
+};
+
+use super::sys;
+use crate::config::{Address, Listen};
+use crate::error::{Error, cause};
+
+/// The number that the first handed-down descriptor has in a worker (`SD_LISTEN_FDS_START`, `sd_listen_fds(3)`).
+pub(super) const FIRST_DESCRIPTOR: RawFd = 3;
+
+/// How long to wait for another program that is binding a path in the same directory.
+const DIRECTORY_LOCK_TRIES: u32 = 100;
+const DIRECTORY_LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// A socket that workers inherit.
+#[derive(Debug)]
+pub(super) struct Listener {
+    /// The socket. Its number is above those that workers see, so that giving out the numbers overwrites none.
+    pub(super) socket: OwnedFd,
+    /// Its name in `LISTEN_FDNAMES`.
+    pub(super) name: String,
+    /// Its key in `SERVER_STARTER_PORT`; an abstract name has none.
+    pub(super) key: Option<String>,
+    /// Where it listens, for people: `tcp://0.0.0.0:8080`.
+    pub(super) shown: String,
+    /// The path to remove at the end.
+    pub(super) path: Option<OwnPath>,
+}
+
+/// A path that panzer has bound: device and inode tell it from what somebody else may put there later.
+#[derive(Debug)]
+pub(super) struct OwnPath {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Drop for OwnPath {
+    fn drop(&mut self) {
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode);
+        if ours {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Takes over the sockets that whoever started panzer hands down by `LISTEN_FDS`.
+pub(super) fn inherit() -> Vec<Listener> {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    if number("LISTEN_PID") != Some(std::process::id()) {
+        return Vec::new();
+    }
+    let count = number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok()).unwrap_or(0);
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let numbers = FIRST_DESCRIPTOR..FIRST_DESCRIPTOR.saturating_add(count);
+    let taken = numbers.map_while(|number| {
+        let socket = sys::adopt(number)?;
+        let name = names.next().filter(|name| !name.is_empty()).unwrap_or("unknown").to_owned();
+        let (key, shown) = describe(&socket, "inherited");
+        Some(Listener { socket, name, key, shown, path: None })
+    });
+    taken.collect()
+}
+
+/// Binds what `--listen` asks for.
+///
+/// # Errors
+/// Names the address as typed and why it cannot be bound.
+pub(super) fn open(wanted: &Listen, backlog: u32) -> Result<Listener, Error> {
+    let refuse = |error: Errno| Error::new(format!("listen on {}", wanted.typed), bind_cause(wanted, error));
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    let (socket, path) = match &wanted.address {
+        Address::Tcp(address) => {
+            let socket = internet(wanted, *address, SocketType::STREAM).map_err(refuse)?;
+            listen(&socket, backlog).map_err(refuse)?;
+            (socket, None)
+        }
+        Address::Udp(address) => (internet(wanted, *address, SocketType::DGRAM).map_err(refuse)?, None),
+        Address::Unix(path) => {
+            let (socket, path) = unix(path, wanted.mode, backlog)
+                .map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))?;
+            (socket, Some(path))
+        }
+        Address::Abstract(name) => {
+            let socket = stream(AddressFamily::UNIX).map_err(refuse)?;
+            let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(refuse)?;
+            bind(&socket, &address).map_err(refuse)?;
+            listen(&socket, backlog).map_err(refuse)?;
+            (socket, None)
+        }
+    };
+    // O_NONBLOCK lives in the open file description, which all workers share: it is set only where asked for.
+    if wanted.nonblock {
+        rustix::fs::fcntl_setfl(&socket, OFlags::NONBLOCK).map_err(refuse)?;
+    }
+    let (key, shown) = describe(&socket, &wanted.typed);
+    let key = match (wanted.port_only, key.as_deref().and_then(|key| key.rsplit_once(':'))) {
+        (true, Some((_, port))) => Some(port.to_owned()),
+        _ => key,
+    };
+    Ok(Listener { socket, name: wanted.name.clone(), key, shown, path })
+}
+
+/// Moves the sockets to numbers above those at which workers see them.
+///
+/// # Errors
+/// There are more listeners than descriptors.
+pub(super) fn raise(listeners: Vec<Listener>, lowest: RawFd) -> Result<Vec<Listener>, Error> {
+    let raise_one = |listener: Listener| {
+        let socket = rustix::io::fcntl_dupfd_cloexec(&listener.socket, lowest)
+            .map_err(|error| Error::new(format!("listen on {}", listener.shown), cause(&error.into())))?;
+        Ok(Listener { socket, ..listener })
+    };
+    listeners.into_iter().map(raise_one).collect()
+}
+
+fn stream(family: AddressFamily) -> Result<OwnedFd, Errno> {
+    socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+}
+
+fn internet(wanted: &Listen, address: SocketAddr, kind: SocketType) -> Result<OwnedFd, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, wanted.v6only)?;
+    }
+    if kind == SocketType::STREAM {
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        // Accepted sockets inherit it. Servers that take over a listener often forget it: 40 ms a request.
+        sockopt::set_tcp_nodelay(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    Ok(socket)
+}
+
+/// Binds a path with its mode from the first moment on.
+///
+/// Not under a temporary name that is renamed: the socket would then tell everyone who asks (`getsockname(2)`) the
+/// temporary one. The lock on the directory keeps two starting panzers from taking each other for stale.
+fn unix(path: &Path, mode: Option<u32>, backlog: i32) -> Result<(OwnedFd, OwnPath), String> {
+    let words = |error: Errno| cause(&error.into());
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let _lock = lock_directory(directory)?;
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => remove_if_stale(path)?,
+        Ok(_) => return Err("there is a file of another kind at this path".to_owned()),
+        Err(_) => {}
+    }
+    let socket = stream(AddressFamily::UNIX).map_err(words)?;
+    let address = SocketAddrUnix::new(path).map_err(words)?;
+    let before = mode.map(|mode| rustix::process::umask(Mode::from_raw_mode(!mode & 0o777)));
+    let bound = bind(&socket, &address);
+    if let Some(before) = before {
+        rustix::process::umask(before);
+    }
+    bound.map_err(words)?;
+    let found = fs::symlink_metadata(path).map_err(|error| cause(&error))?;
+    let own = OwnPath { path: path.to_owned(), device: found.dev(), inode: found.ino() };
+    listen(&socket, backlog).map_err(words)?;
+    Ok((socket, own))
+}
+
+fn lock_directory(directory: &Path) -> Result<OwnedFd, String> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(directory, flags, Mode::empty());
+    let handle = opened.map_err(|error| format!("{}: {}", directory.display(), cause(&error.into())))?;
+    for _ in 0..DIRECTORY_LOCK_TRIES {
+        match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(DIRECTORY_LOCK_PAUSE),
+            // A file system without locks (some network ones) is no reason to refuse.
+            Ok(()) | Err(_) => return Ok(handle),
+        }
+    }
+    Err(format!("another program holds a lock on {}", directory.display()))
+}
+
+/// Removes a socket that nobody listens on any more.
+fn remove_if_stale(path: &Path) -> Result<(), String> {
+    let words = |error: Errno| cause(&error.into());
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(words)?;
+    let address = SocketAddrUnix::new(path).map_err(words)?;
+    match connect(&probe, &address) {
+        // Refused is what the kernel says when no socket is bound to the file any more.
+        Err(Errno::CONNREFUSED) => fs::remove_file(path).map_err(|error| cause(&error)),
+        Err(Errno::NOENT) => Ok(()),
+        // A full queue (EAGAIN) or a datagram socket (EPROTOTYPE) is alive as well.
+        Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Err("somebody is listening there".to_owned()),
+        Err(error) => Err(format!("cannot tell whether somebody is listening there: {}", words(error))),
+    }
+}
+
+fn bind_cause(wanted: &Listen, error: Errno) -> String {
+    let words = cause(&error.into());
+    let port = match wanted.address {
+        Address::Tcp(address) | Address::Udp(address) => address.port(),
+        Address::Unix(_) | Address::Abstract(_) => 0,
+    };
+    if error == Errno::ACCESS && port > 0 { format!("{words} (ports below 1024 need root)") } else { words }
+}
+
+/// The key of `SERVER_STARTER_PORT` and the address for people, from what the kernel says.
+fn describe(socket: &OwnedFd, otherwise: &str) -> (Option<String>, String) {
+    let kind = match sockopt::socket_type(socket) {
+        Ok(SocketType::DGRAM) => "udp",
+        _ => "tcp",
+    };
+    let Ok(address) = getsockname(socket) else { return (None, otherwise.to_owned()) };
+    if let Ok(address) = SocketAddr::try_from(address.clone()) {
+        return (Some(address.to_string()), format!("{kind}://{address}"));
+    }
+    let Ok(address) = SocketAddrUnix::try_from(address) else { return (None, otherwise.to_owned()) };
+    if let Some(path) = address.path_bytes() {
+        let path = OsStr::from_bytes(path).to_string_lossy().into_owned();
+        return (Some(path.clone()), format!("unix://{path}"));
+    }
+    let name = address.abstract_name().map(String::from_utf8_lossy).unwrap_or_default();
+    (None, format!("unix://@{name}"))
+}
+
+/// `8080=3;/run/a.sock=4`, as Server::Starter writes it.
+pub(super) fn server_starter_port(listeners: &[Listener]) -> String {
+    let entries = listeners.iter().zip(FIRST_DESCRIPTOR..);
+    let entries = entries.filter_map(|(listener, number)| Some(format!("{}={number}", listener.key.as_ref()?)));
+    entries.collect::<Vec<_>>().join(";")
+}
+
+/// Whether `wanted` could be bound now: binds it and lets it go. A path is not touched.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn check(wanted: &Listen) -> Result<(), Error> {
+    match &wanted.address {
+        Address::Tcp(_) | Address::Udp(_) | Address::Abstract(_) => open(wanted, 1).map(drop),
+        Address::Unix(path) => {
+            check_path(path).map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))
+        }
+    }
+}
+
+fn check_path(path: &Path) -> Result<(), String> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    if let Err(error) = rustix::fs::access(directory, rustix::fs::Access::WRITE_OK) {
+        return Err(format!("{}: {}", directory.display(), cause(&error.into())));
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => Err("somebody is listening there".to_owned()),
+            Err(_) => Ok(()),
+        },
+        Ok(_) => Err("there is a file of another kind at this path".to_owned()),
+        Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,117 @@
+//! The lines on stderr. The only place that writes there; nothing is ever written to stdout while running.
+//!
+//! Must never wait: a reader that has stopped reading must not stop PID 1.
+
+use std::fmt::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::config::LogFormat;
+use crate::supervisor::report::{Level, Report};
+
+/// A write of at most this many bytes to a pipe that is writable does not block (`PIPE_BUF`, `pipe(7)`).
+const LONGEST_LINE: usize = 4096;
+
+/// Writes lines to stderr.
+#[derive(Debug)]
+pub struct Log {
+    level: Level,
+    format: LogFormat,
+    lost: u64,
+}
+
+impl Log {
+    /// A log that leaves out what is quieter than `level`.
+    #[must_use]
+    pub fn new(level: Level, format: LogFormat) -> Self {
+        Self { level, format, lost: 0 }
+    }
+
+    /// Says what the supervisor reports. `pid` is that of the worker it is about.
+    pub fn report(&mut self, report: &Report, pid: Option<i32>) {
+        if report.level() <= self.level {
+            let worker = report.worker().map(|worker| worker.slot);
+            self.line(report.level(), report.event(), worker, pid, &report.text(pid));
+        }
+    }
+
+    /// Says something of panzer's own.
+    pub fn say(&mut self, level: Level, event: &str, text: &str) {
+        if level <= self.level {
+            self.line(level, event, None, None, text);
+        }
+    }
+
+    fn line(&mut self, level: Level, event: &str, slot: Option<u32>, pid: Option<i32>, text: &str) {
+        let mut line = match self.format {
+            LogFormat::Text => format!("panzer: {text}"),
+            LogFormat::Json => json(level, event, slot, pid, text),
+        };
+        if self.lost > 0 && self.format == LogFormat::Text {
+            let _ = write!(line, " ({} lines before this one were lost)", self.lost);
+        }
+        let end = (0..=LONGEST_LINE - 1).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
+        line.truncate(end);
+        line.push('\n');
+        if write_at_once(line.as_bytes()) {
+            self.lost = 0;
+        } else {
+            self.lost += 1;
+        }
+    }
+}
+
+/// Writes to stderr, unless that would have to wait.
+fn write_at_once(line: &[u8]) -> bool {
+    let stderr = rustix::stdio::stderr();
+    let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let writable = poll(&mut ready, Some(&now)) == Ok(1);
+    writable && rustix::io::write(stderr, line).is_ok()
+}
+
+fn json(level: Level, event: &str, slot: Option<u32>, pid: Option<i32>, text: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let (seconds, milliseconds) = (now.as_secs(), now.subsec_millis());
+    let mut line = format!("{{\"ts\":{seconds}.{milliseconds:03},\"level\":\"{}\",\"event\":\"{event}\"", level.name());
+    if let Some(slot) = slot {
+        let _ = write!(line, ",\"slot\":{slot}");
+    }
+    if let Some(pid) = pid {
+        let _ = write!(line, ",\"pid\":{pid}");
+    }
+    line.push_str(",\"message\":\"");
+    // The text is short, so that the line stays whole JSON below the longest line, whatever is escaped.
+    for c in text.chars().take(600) {
+        match c {
+            '"' | '\\' => {
+                line.push('\\');
+                line.push(c);
+            }
+            c if c < ' ' => {
+                let _ = write!(line, "\\u{:04x}", u32::from(c));
+            }
+            c => line.push(c),
+        }
+    }
+    line.push_str("\"}");
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_lines_escape_what_a_name_may_hold() {
+        let line = json(Level::Error, "x", Some(2), None, "a \"b\" \\ \n é");
+        assert!(line.ends_with(r#","level":"error","event":"x","slot":2,"message":"a \"b\" \\ \u000a é"}"#), "{line}");
+    }
+
+    #[test]
+    fn the_longest_text_is_still_whole_json() {
+        let line = json(Level::Info, "x", None, None, &"\u{1}".repeat(5000));
+        assert!(line.len() < LONGEST_LINE && line.ends_with("\"}"));
+    }
+}

@@ -1,0 +1,94 @@
+//! Which processes there are, from `/proc`: whose child each is, and in which group.
+//!
+//! Used only where panzer or its guard clears up; while workers run nothing here is called.
+
+use std::fs;
+
+use super::sys::Pid;
+
+/// What `/proc/PID/stat` says (`proc_pid_stat(5)`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Process {
+    /// Its id.
+    pub(super) pid: Pid,
+    /// Its parent; `None`: none in this namespace.
+    pub(super) parent: Option<Pid>,
+    /// Its process group's.
+    pub(super) group: Pid,
+    /// Dead, and not reaped yet.
+    pub(super) zombie: bool,
+}
+
+/// Every process that can be seen; `None` where `/proc` is not mounted.
+pub(super) fn all() -> Option<Vec<Process>> {
+    let entries = fs::read_dir("/proc").ok()?;
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let found: Vec<Process> = pids.filter_map(Pid::from_number).filter_map(read).collect();
+    if found.is_empty() { None } else { Some(found) }
+}
+
+fn read(pid: Pid) -> Option<Process> {
+    parse(&fs::read(format!("/proc/{}/stat", pid.number())).ok()?)
+}
+
+/// The name, second, may hold anything, spaces and parentheses too: what comes after the last one counts.
+fn parse(stat: &[u8]) -> Option<Process> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let (head, tail) = (stat.get(..name_end)?, stat.get(name_end + 1..)?);
+    let number = |text: &str| Pid::from_number(text.parse().ok()?);
+    let pid = number(std::str::from_utf8(head.split(|byte| *byte == b' ').next()?).ok()?)?;
+    let mut fields = std::str::from_utf8(tail).ok()?.split_ascii_whitespace();
+    let state = fields.next()?;
+    let parent = number(fields.next()?);
+    let group = number(fields.next()?)?;
+    Some(Process { pid, parent, group, zombie: state == "Z" || state == "X" })
+}
+
+/// The children of `root`, their children, and so on, without `root` and without `except` and what is below it.
+pub(super) fn descendants(all: &[Process], root: Pid, except: Option<Pid>) -> Vec<Process> {
+    let mut parents = vec![root];
+    let mut found = Vec::new();
+    while let Some(parent) = parents.pop() {
+        for process in all.iter().filter(|process| process.parent == Some(parent) && Some(process.pid) != except) {
+            found.push(*process);
+            parents.push(process.pid);
+        }
+    }
+    found
+}
+
+/// Whether `pid` was started with `variable` (`NAME=value`) in its environment.
+pub(super) fn has_variable(pid: Pid, variable: &str) -> bool {
+    let environment = fs::read(format!("/proc/{}/environ", pid.number())).unwrap_or_default();
+    environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: i32, parent: i32, group: i32, zombie: bool) -> Process {
+        let pid = Pid::from_number(pid).unwrap();
+        Process { pid, parent: Pid::from_number(parent), group: Pid::from_number(group).unwrap(), zombie }
+    }
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
+        assert_eq!(parse(b"42 (a) S 1 (b) R 7 41 40 0 -1"), Some(process(42, 7, 41, false)));
+        assert_eq!(parse(b"42 (x) Z 0 42 42"), Some(process(42, 0, 42, true)));
+        for broken in [&b""[..], b"42", b"42 (x", b"42 (x) S", b"x (x) S 1 2"] {
+            assert_eq!(parse(broken), None);
+        }
+    }
+
+    #[test]
+    fn descendants_leave_out_the_guard() {
+        let all =
+            [(1, 0), (2, 1), (3, 2), (4, 1), (5, 4), (9, 0)].map(|(pid, parent)| process(pid, parent, pid, false));
+        let root = Pid::from_number(1).unwrap();
+        let mut found: Vec<_> =
+            descendants(&all, root, Pid::from_number(4)).iter().map(|process| process.pid.number()).collect();
+        found.sort_unstable();
+        assert_eq!(found, [2, 3]);
+    }
+}

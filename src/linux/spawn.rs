@@ -1,0 +1,312 @@
+//! Starts a worker: fork, what the child becomes, exec.
+//!
+//! Between fork and exec nothing is allocated and no lock is taken: all strings are made before, and the child makes
+//! system calls only. What fails there comes back over a close-on-exec pipe as (step, errno).
+
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
+use super::environment;
+use super::listen::{FIRST_DESCRIPTOR, Listener, OwnPath};
+use super::sys::{self, Fork, Found, Pid, Pointers, StringList};
+use super::terminal;
+use super::users::Credentials;
+use crate::error::{Error, Status, cause};
+use crate::signals::Signal;
+use crate::supervisor::WorkerId;
+
+/// Where execvp(3) looks when there is no PATH.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// What runs a script without `#!`, as with execvp(3).
+const SHELL: &CStr = c"/bin/sh";
+
+/// What the child was doing when it failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Step {
+    Directory = 1,
+    Groups = 2,
+    Group = 3,
+    User = 4,
+    Parent = 5,
+    Descriptors = 6,
+    Execute = 7,
+}
+
+impl Step {
+    const ALL: [Self; 7] =
+        [Self::Directory, Self::Groups, Self::Group, Self::User, Self::Parent, Self::Descriptors, Self::Execute];
+}
+
+/// Why a child did not get as far as its program.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Failure {
+    /// `cannot run ./app: No such file or directory`
+    pub(super) error: String,
+    /// What panzer would exit with for it.
+    pub(super) status: Status,
+    /// The system was short of something: worth trying again.
+    pub(super) passing: bool,
+}
+
+/// A message on the pipe: step and errno.
+const MESSAGE_LENGTH: usize = 5;
+
+/// A new process.
+pub(super) struct Spawned {
+    /// Its id, which is its process group's too.
+    pub(super) pid: Pid,
+    /// Ends when the program is executed; holds a message where something failed before.
+    pub(super) pipe: OwnedFd,
+}
+
+/// What exec takes, made before the fork.
+struct Strings<'a> {
+    arguments: Pointers<'a>,
+    /// The same for the shell; the second one is put in by the child.
+    shell: Pointers<'a>,
+    /// The first one is put in by the child where `LISTEN_PID` is told.
+    variables: Pointers<'a>,
+}
+
+/// A pipe whose end of file means that panzer is gone.
+pub(super) struct DeathPipe {
+    reader: OwnedFd,
+    /// Held open until then, by nobody else.
+    _writer: OwnedFd,
+}
+
+impl DeathPipe {
+    /// Makes one whose read end has a number of at least `lowest`.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    pub(super) fn new(lowest: RawFd) -> Result<Self, Errno> {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        Ok(Self { reader: rustix::io::fcntl_dupfd_cloexec(reader, lowest)?, _writer: writer })
+    }
+}
+
+/// Everything that is needed to start a worker, made once.
+pub(super) struct Launcher {
+    /// The command as typed.
+    pub(super) command: OsString,
+    /// Its arguments, itself first.
+    pub(super) arguments: StringList,
+    /// The same for the shell, which runs a script without `#!`; the second is the script's path.
+    pub(super) shell_arguments: StringList,
+    /// Where the program may be, in order.
+    pub(super) candidates: Vec<CString>,
+    /// Variables that all workers have.
+    pub(super) variables: StringList,
+    /// Workers are told their slot.
+    pub(super) supervised: bool,
+    /// Workers are told `LISTEN_PID`.
+    pub(super) has_listen_pid: bool,
+    /// Where panzer was started; its own directory is `/`.
+    pub(super) start_directory: Option<OwnedFd>,
+    /// Where the command runs, seen from there.
+    pub(super) directory: Option<CString>,
+    /// `directory` as typed.
+    pub(super) typed_directory: PathBuf,
+    /// As whom.
+    pub(super) credentials: Option<Credentials>,
+    /// With which umask.
+    pub(super) umask: Option<Mode>,
+    /// What panzer was started with.
+    pub(super) found: Found,
+    /// What the worker gets when panzer dies.
+    pub(super) parent_death: Signal,
+    /// Standard input; `None`: panzer's own.
+    pub(super) stdin: Option<OwnedFd>,
+    /// The terminal is panzer's to pass on.
+    pub(super) terminal: bool,
+    /// Sockets to hand down.
+    pub(super) listeners: Vec<Listener>,
+    /// Tells workers of panzer's end.
+    pub(super) death_pipe: Option<DeathPipe>,
+}
+
+impl Launcher {
+    /// The lowest number that no handed-down descriptor takes.
+    fn above_handed_down(&self) -> RawFd {
+        above_handed_down(self.listeners.len())
+    }
+
+    /// Starts `worker`.
+    ///
+    /// # Errors
+    /// The kernel gives no pipe or no process.
+    pub(super) fn start(&self, worker: WorkerId) -> std::io::Result<Spawned> {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        // Above the numbers that the child gives out, so that it can still tell of a failure.
+        let writer = rustix::io::fcntl_dupfd_cloexec(writer, self.above_handed_down())?;
+        rustix::io::ioctl_fionbio(&reader, true)?;
+        let own = environment::of_worker(worker, self.supervised, self.has_listen_pid);
+        let strings = Strings {
+            arguments: Pointers::to(&[&self.arguments]),
+            shell: Pointers::to(&[&self.shell_arguments]),
+            variables: Pointers::to(&[&own, &self.variables]),
+        };
+        let panzer = Pid::own();
+        match sys::fork(Some(Signal::CHLD))? {
+            Fork::Child => self.become_worker(panzer, strings, writer.as_fd()),
+            Fork::Parent(pid) => {
+                // In the child too: whoever is first, a signal to the group from here on finds it.
+                sys::lead_group(pid);
+                Ok(Spawned { pid, pipe: reader })
+            }
+        }
+    }
+
+    /// In the child.
+    fn become_worker(&self, panzer: Pid, strings: Strings<'_>, pipe: BorrowedFd<'_>) -> ! {
+        let (step, errno) = match self.prepare_child(panzer) {
+            Err(failure) => failure,
+            Ok(()) => self.execute(strings),
+        };
+        let [a, b, c, d] = errno.to_ne_bytes();
+        let _ = rustix::io::write(pipe, &[step as u8, a, b, c, d]);
+        sys::exit_now(Status::NOT_FOUND.0)
+    }
+
+    /// The order matters and is that of docs/DESIGN.md, "A worker's start".
+    fn prepare_child(&self, panzer: Pid) -> Result<(), (Step, i32)> {
+        let at = |step: Step| move |error: Errno| (step, error.raw_os_error());
+        sys::lead_group(Pid::own());
+        if let Some(start) = &self.start_directory {
+            rustix::process::fchdir(start).map_err(at(Step::Directory))?;
+        }
+        if let Some(directory) = &self.directory {
+            rustix::process::chdir(directory.as_c_str()).map_err(at(Step::Directory))?;
+        }
+        if let Some(umask) = self.umask {
+            rustix::process::umask(umask);
+        }
+        if let Some(credentials) = &self.credentials {
+            rustix::thread::set_thread_groups(&credentials.groups).map_err(at(Step::Groups))?;
+            rustix::thread::set_thread_gid(credentials.gid).map_err(at(Step::Group))?;
+            rustix::thread::set_thread_uid(credentials.uid).map_err(at(Step::User))?;
+        }
+        // After the credentials: the kernel forgets it when they change.
+        sys::set_parent_death_signal(self.parent_death).map_err(|_| (Step::Parent, 0))?;
+        // panzer may have died before that. No parent at all means that it is outside of this PID namespace.
+        if rustix::process::getppid().is_some_and(|parent| Pid::from(parent) != panzer) {
+            return Err((Step::Parent, 0));
+        }
+        if let Some(stdin) = &self.stdin {
+            rustix::stdio::dup2_stdin(stdin).map_err(at(Step::Descriptors))?;
+        }
+        if self.terminal {
+            terminal::give_to(Pid::own());
+        }
+        let handed_down = self
+            .listeners
+            .iter()
+            .map(|listener| &listener.socket)
+            .chain(self.death_pipe.as_ref().map(|pipe| &pipe.reader));
+        for (from, to) in handed_down.zip(FIRST_DESCRIPTOR..) {
+            sys::duplicate_to(from.as_fd(), to).map_err(|_| (Step::Descriptors, Errno::BADF.raw_os_error()))?;
+        }
+        sys::set_ignored(Signal::PIPE, self.found.pipe_ignored);
+        sys::set_ignored(Signal::CHLD, self.found.chld_ignored);
+        Ok(())
+    }
+
+    /// Tries each candidate, as execvp(3) does: what is not there is passed over, and EACCES is remembered.
+    fn execute(&self, strings: Strings<'_>) -> (Step, i32) {
+        let Strings { arguments, mut shell, mut variables } = strings;
+        let listen_pid = environment::listen_pid(Pid::own().number());
+        if let (true, Ok(string)) = (self.has_listen_pid, CStr::from_bytes_until_nul(&listen_pid)) {
+            variables.set(0, string);
+        }
+        // Last of all, with no handler installed: a signal that came in the meantime now does what it should.
+        sys::set_signal_mask(self.found.mask);
+        let mut remembered = libc::ENOENT;
+        for path in &self.candidates {
+            let mut errno = sys::execute(path, &arguments, &variables);
+            if errno == libc::ENOEXEC {
+                shell.set(1, path);
+                errno = sys::execute(SHELL, &shell, &variables);
+            }
+            match errno {
+                libc::ENOENT | libc::ENOTDIR => {}
+                libc::EACCES => remembered = errno,
+                _ => return (Step::Execute, errno),
+            }
+        }
+        (Step::Execute, remembered)
+    }
+
+    /// After the only start: lets go of everything that only a start needs. What is left are the paths that panzer has
+    /// bound, to be removed at the end.
+    pub(super) fn release(&mut self) -> Vec<OwnPath> {
+        self.start_directory = None;
+        self.listeners.drain(..).filter_map(|listener| listener.path).collect()
+    }
+
+    /// What a message on the pipe says; `None`: the program was executed.
+    pub(super) fn failure(&self, message: &[u8]) -> Option<Failure> {
+        let (step, errno) = match *message {
+            [step, a, b, c, d] => (step, i32::from_ne_bytes([a, b, c, d])),
+            _ => return None,
+        };
+        let step = Step::ALL.into_iter().find(|known| *known as u8 == step)?;
+        let action = match step {
+            Step::Directory => format!("change to directory {}", self.typed_directory.display()),
+            Step::Groups => "set the worker's groups".to_owned(),
+            Step::Group => "set the worker's group".to_owned(),
+            Step::User => "set the worker's user".to_owned(),
+            Step::Parent => "start a worker without panzer".to_owned(),
+            Step::Descriptors => "hand down descriptors".to_owned(),
+            Step::Execute => format!("run {}", self.command.display()),
+        };
+        let error = Error::new(action, cause(&std::io::Error::from_raw_os_error(errno))).to_string();
+        let status = match (step, errno) {
+            (Step::Execute, libc::ENOENT | libc::ENOTDIR) => Status::NOT_FOUND,
+            (Step::Execute, _) => Status::CANNOT_EXECUTE,
+            _ => Status::REFUSED,
+        };
+        let passing = matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ETXTBSY);
+        Some(Failure { error, status, passing })
+    }
+
+    /// What has come over the pipe: `None` while the child has neither executed nor failed.
+    pub(super) fn read_pipe(&self, pipe: &OwnedFd) -> Option<Result<(), Failure>> {
+        let mut message = [0; MESSAGE_LENGTH];
+        match rustix::io::read(pipe, &mut message) {
+            Err(Errno::AGAIN | Errno::INTR) => None,
+            Ok(length) => Some(match message.get(..length).and_then(|message| self.failure(message)) {
+                Some(failure) => Err(failure),
+                None => Ok(()),
+            }),
+            Err(_) => Some(Ok(())),
+        }
+    }
+}
+
+/// The lowest number above the descriptors that workers are handed: the listeners and the parent-death pipe.
+pub(super) fn above_handed_down(listeners: usize) -> RawFd {
+    FIRST_DESCRIPTOR.saturating_add(RawFd::try_from(listeners).unwrap_or(RawFd::MAX)).saturating_add(1)
+}
+
+/// Where execvp(3) would look for `command`.
+pub(super) fn candidates(command: &OsStr, path: Option<&OsStr>) -> Vec<CString> {
+    let bytes = command.as_bytes();
+    if bytes.is_empty() || bytes.contains(&b'/') {
+        return CString::new(bytes).into_iter().collect();
+    }
+    let path = path.unwrap_or(OsStr::new(DEFAULT_PATH));
+    let directories = path.as_bytes().split(|byte| *byte == b':');
+    let joined = directories.map(|directory| match directory {
+        b"" => [b"./", bytes].concat(),
+        directory => [directory, b"/", bytes].concat(),
+    });
+    joined.filter_map(|path| CString::new(path).ok()).collect()
+}

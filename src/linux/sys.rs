@@ -1,0 +1,322 @@
+//! The few system calls that need `unsafe`, each wrapped so that its callers need none.
+//!
+//! Everything that may be called between fork and exec says so; such a function allocates nothing and takes no lock.
+#![allow(unsafe_code, reason = "this is the one module that may hold it; a test proves that no other does")]
+
+use std::ffi::{CStr, c_char, c_int, c_long};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::signals::Signal;
+
+/// The size of the kernel's signal set in bytes. libc's own `sigset_t` is larger, and its functions leave out the
+/// numbers that it keeps for its threads (32, 33, 34), so the calls on signal sets are made without it.
+const KERNEL_SIGSET_SIZE: usize = size_of::<u64>();
+
+static FOUND_MASK: AtomicU64 = AtomicU64::new(0);
+static FOUND_PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
+static FOUND_CHLD_IGNORED: AtomicBool = AtomicBool::new(false);
+
+/// What panzer was started with, and what a worker is given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Found {
+    /// The blocked signals.
+    pub(super) mask: u64,
+    /// SIGPIPE was ignored.
+    pub(super) pipe_ignored: bool,
+    /// SIGCHLD was ignored.
+    pub(super) chld_ignored: bool,
+}
+
+/// What the process was started with.
+pub(super) fn found() -> Found {
+    Found {
+        mask: FOUND_MASK.load(Ordering::Relaxed),
+        pipe_ignored: FOUND_PIPE_IGNORED.load(Ordering::Relaxed),
+        chld_ignored: FOUND_CHLD_IGNORED.load(Ordering::Relaxed),
+    }
+}
+
+// SAFETY: the loader calls each entry of this section once, before main, on the only thread; `early` has the C
+// calling convention and takes no argument that it would need.
+#[unsafe(link_section = ".init_array")]
+#[used]
+static EARLY: extern "C" fn() = early;
+
+/// Runs before Rust's runtime, which ignores SIGPIPE and aborts where one of the descriptors 0 to 2 is closed and
+/// there is no /dev/null, as in an initramfs.
+extern "C" fn early() {
+    FOUND_MASK.store(change_mask(libc::SIG_BLOCK, 0), Ordering::Relaxed);
+    FOUND_PIPE_IGNORED.store(is_ignored(Signal::PIPE), Ordering::Relaxed);
+    FOUND_CHLD_IGNORED.store(is_ignored(Signal::CHLD), Ordering::Relaxed);
+    for number in 0..=2 {
+        // SAFETY: F_GETFD reads a flag of whatever descriptor there is.
+        let closed = unsafe { libc::fcntl(number, libc::F_GETFD) } == -1;
+        if closed {
+            fill(number);
+        }
+    }
+}
+
+/// Opens something harmless as descriptor `number`, the lowest closed one.
+fn fill(number: RawFd) {
+    // SAFETY: the path is a C string; `number` is the lowest free descriptor, so that is what open gives.
+    if unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) } == number {
+        return;
+    }
+    let mut ends: [c_int; 2] = [-1, -1];
+    // A pipe's read end without a writer: reading finds the end of the file, writing fails.
+    // SAFETY: pipe writes two integers to the array; the lowest free one is `number`.
+    let made = unsafe { libc::pipe(ends.as_mut_ptr()) } == 0;
+    if let (true, [_, writer]) = (made, ends) {
+        // SAFETY: this end was made three lines up and nobody else knows it.
+        unsafe { libc::close(writer) };
+    }
+}
+
+fn is_ignored(signal: Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: with no new action sigaction only writes the old one to the pointer, which is valid for it.
+    let read = unsafe { libc::sigaction(signal.number().into(), std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: a sigaction of zeros is a valid value, whether or not the call wrote to it.
+    let action = unsafe { action.assume_init() };
+    read == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Makes `leader`, this process or a child that has not executed yet, the leader of a group of its own.
+/// Async-signal-safe.
+pub(super) fn lead_group(leader: Pid) {
+    // SAFETY: setpgid takes two integers. It fails only where the child has executed its program already, and then it
+    // has done the same by itself before.
+    unsafe { libc::setpgid(leader.0, leader.0) };
+}
+
+/// Makes `signal` ignored or gives it its default action. Async-signal-safe.
+pub(super) fn set_ignored(signal: Signal, ignored: bool) {
+    let action = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: neither value is a function, so no code of ours can run in a handler.
+    unsafe { libc::signal(signal.number().into(), action) };
+}
+
+/// Blocks exactly the signals of `mask`, all 64 numbers included. Async-signal-safe.
+pub(super) fn set_signal_mask(mask: u64) {
+    change_mask(libc::SIG_SETMASK, mask);
+}
+
+fn change_mask(how: c_int, mask: u64) -> u64 {
+    let mut old: u64 = 0;
+    // SAFETY: both pointers are to 64-bit sets, the size that is named; the call writes to `old` only.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const mask, &raw mut old, KERNEL_SIGSET_SIZE) };
+    old
+}
+
+/// A descriptor from which every blocked signal is read (`signalfd(2)`), non-blocking and close-on-exec.
+pub(super) fn signal_descriptor() -> io::Result<OwnedFd> {
+    let all = u64::MAX;
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+    // SAFETY: the set is read only, and has the size that is named.
+    let number = unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const all, KERNEL_SIGSET_SIZE, flags) };
+    own(number)
+}
+
+/// Which side of a fork one is on.
+pub(super) enum Fork {
+    /// In the new process.
+    Child,
+    /// In panzer; the new process.
+    Parent(Pid),
+}
+
+/// Forks. `exit_signal` is what the parent gets at the child's end; a child without one is invisible to a wait that
+/// does not ask for it (`__WCLONE`, `wait(2)`), so that "no children" can mean "no worker and nothing adopted".
+pub(super) fn fork(exit_signal: Option<Signal>) -> io::Result<Fork> {
+    let flags = exit_signal.map_or(0, |signal| c_long::from(signal.number()));
+    // SAFETY: no memory is shared and no stack given, which is a plain fork. panzer has one thread, so the child's copy
+    // of every lock is free. The order of the remaining arguments differs between machines, and all are zero.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match i32::try_from(pid) {
+        Ok(0) => Ok(Fork::Child),
+        Ok(pid) if pid > 0 => Ok(Fork::Parent(Pid(pid))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Reaps a child that has no exit signal; it must be dead or dying, since this waits.
+pub(super) fn reap_hidden(pid: Pid) {
+    // SAFETY: a null status is allowed; the pid is of a child that only this call waits for.
+    while unsafe { libc::waitpid(pid.0, std::ptr::null_mut(), libc::__WCLONE) } == -1
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+}
+
+/// A process, or the group that it leads or led.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Pid(rustix::process::RawPid);
+
+impl Pid {
+    /// This process.
+    pub(super) fn own() -> Self {
+        Self::from(rustix::process::getpid())
+    }
+
+    /// The process with this number, which is above 0.
+    pub(super) fn from_number(number: i32) -> Option<Self> {
+        (number > 0).then_some(Self(number))
+    }
+
+    /// Its number.
+    pub(super) fn number(self) -> i32 {
+        self.0
+    }
+}
+
+impl From<rustix::process::Pid> for Pid {
+    fn from(pid: rustix::process::Pid) -> Self {
+        Self(pid.as_raw_nonzero().get())
+    }
+}
+
+/// Whom a signal is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Target {
+    /// One process.
+    Process(Pid),
+    /// Every process of the group that this one leads or led.
+    Group(Pid),
+    /// Every process of the PID namespace but this one. Only PID 1 may mean that.
+    Namespace,
+}
+
+impl Target {
+    fn number(self) -> i32 {
+        match self {
+            Self::Process(pid) => pid.0,
+            Self::Group(pid) => -pid.0,
+            Self::Namespace => -1,
+        }
+    }
+}
+
+/// `kill(2)`. Async-signal-safe.
+pub(super) fn kill(target: Target, signal: Signal) -> io::Result<()> {
+    // SAFETY: kill takes two integers.
+    check(unsafe { libc::kill(target.number(), signal.number().into()) })
+}
+
+/// Whether there is such a process or group; a zombie counts.
+pub(super) fn exists(target: Target) -> bool {
+    // SAFETY: signal 0 is never delivered; the kernel only looks the target up.
+    let sent = check(unsafe { libc::kill(target.number(), 0) });
+    sent.map_or_else(|error| error.raw_os_error() == Some(libc::EPERM), |()| true)
+}
+
+/// Has the kernel send `signal` to this process when its parent dies (`PR_SET_PDEATHSIG`); gone again when the
+/// credentials change. Async-signal-safe.
+pub(super) fn set_parent_death_signal(signal: Signal) -> io::Result<()> {
+    // SAFETY: this operation takes an integer.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::c_ulong::from(signal.number())) })
+}
+
+/// Makes descriptor `to` a copy of `from` that survives exec, whatever it was before. Async-signal-safe.
+pub(super) fn duplicate_to(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
+    // SAFETY: `from` is open. `to` belongs to nobody in the forked child, whose only further act is to exec.
+    check(unsafe { libc::dup2(from.as_raw_fd(), to) })
+}
+
+/// Closes every descriptor from `first` to `last` (`close_range(2)`, Linux 5.9; one by one where it is missing).
+pub(super) fn close_range(first: RawFd, last: RawFd) {
+    let (Ok(low), Ok(high)) = (u32::try_from(first), u32::try_from(last)) else { return };
+    if low > high {
+        return;
+    }
+    // SAFETY: the callers name only descriptors that no value in this process owns.
+    if unsafe { libc::syscall(libc::SYS_close_range, low, high, 0) } == 0 {
+        return;
+    }
+    for number in first..=last.min(65_535) {
+        // SAFETY: as above.
+        unsafe { libc::close(number) };
+    }
+}
+
+/// Takes over a descriptor that panzer inherited.
+pub(super) fn adopt(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: F_GETFD reads a flag of whatever descriptor there is.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
+        return None;
+    }
+    // SAFETY: it is open, and each inherited number is adopted once, before anything else could own it.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Ends this process without running anything. Async-signal-safe.
+pub(super) fn exit_now(status: u8) -> ! {
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(status.into()) }
+}
+
+/// Strings as exec takes them, made before the fork.
+#[derive(Debug, Default)]
+pub(super) struct StringList {
+    strings: Vec<Box<[u8]>>,
+}
+
+impl StringList {
+    /// Adds a string; its end is added too. False where it holds a NUL byte and was left out.
+    pub(super) fn push(&mut self, string: &[u8]) -> bool {
+        if string.contains(&0) {
+            return false;
+        }
+        let mut bytes = Vec::with_capacity(string.len() + 1);
+        bytes.extend_from_slice(string);
+        bytes.push(0);
+        self.strings.push(bytes.into_boxed_slice());
+        true
+    }
+}
+
+/// Pointers to the strings of some lists, with the null that ends them.
+#[derive(Debug)]
+pub(super) struct Pointers<'a> {
+    pointers: Vec<*const c_char>,
+    strings: std::marker::PhantomData<&'a StringList>,
+}
+
+impl<'a> Pointers<'a> {
+    /// To all strings of `lists`, in order.
+    pub(super) fn to(lists: &[&'a StringList]) -> Self {
+        let strings = lists.iter().flat_map(|list| list.strings.iter());
+        let pointers = strings.map(|string| string.as_ptr().cast()).chain([std::ptr::null()]).collect();
+        Self { pointers, strings: std::marker::PhantomData }
+    }
+
+    /// Lets the `index`th pointer be to `string` instead. Async-signal-safe.
+    pub(super) fn set(&mut self, index: usize, string: &'a CStr) {
+        // The last one is the null that ends the list.
+        if index + 1 < self.pointers.len()
+            && let Some(pointer) = self.pointers.get_mut(index)
+        {
+            *pointer = string.as_ptr();
+        }
+    }
+}
+
+/// `execve(2)`; comes back only with an error. Async-signal-safe.
+pub(super) fn execute(path: &CStr, arguments: &Pointers<'_>, variables: &Pointers<'_>) -> c_int {
+    // SAFETY: `Pointers` holds pointers to strings that end in NUL and live as long as it does, and ends in null.
+    unsafe { libc::execve(path.as_ptr(), arguments.pointers.as_ptr(), variables.pointers.as_ptr()) };
+    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)
+}
+
+fn own(number: c_long) -> io::Result<OwnedFd> {
+    match RawFd::try_from(number) {
+        // SAFETY: the kernel has just made this descriptor, and only this value knows it.
+        Ok(number) if number >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
