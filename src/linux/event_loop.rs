@@ -3,10 +3,10 @@
 //! After the first worker runs, no error ends it: what fails is said and tried again.
 
 use std::collections::VecDeque;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
@@ -25,6 +25,12 @@ use crate::supervisor::{Effect, End, Event, Supervisor, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
+
+/// How many events are taken from the kernel at a time.
+const EVENTS_AT_ONCE: usize = 16;
+
+/// How often panzer's own code is taken out of its resident memory at the most.
+const RELEASE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long to wait before another guard is tried, where the kernel gives none.
 const GUARD_RETRY: Duration = Duration::from_secs(1);
@@ -113,6 +119,8 @@ pub struct Running {
     watching_rest: bool,
     /// There may be more to reap.
     reap_again: bool,
+    /// When panzer's own code was last taken out of its resident memory.
+    released: Option<Duration>,
     /// The status to exit with.
     status: Option<Status>,
     start: Instant,
@@ -137,6 +145,7 @@ impl Running {
             paths: Vec::new(),
             watching_rest: false,
             reap_again: false,
+            released: None,
             status: None,
             start: Instant::now(),
             own: Pid::own(),
@@ -198,17 +207,25 @@ impl Running {
     /// Waits for something to happen and deals with it.
     fn wait(&mut self) {
         let timeout = self.timeout();
-        let mut events = Vec::with_capacity(16);
-        match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
+        if timeout.is_none() && self.released.is_none_or(|at| self.now() >= at + RELEASE_INTERVAL) {
+            // This may be a long sleep.
+            self.released = Some(self.now());
+            sys::release_program();
+        }
+        let mut space = [const { MaybeUninit::uninit() }; EVENTS_AT_ONCE];
+        let events: &[epoll::Event] = match epoll::wait(&self.epoll, &mut space, timeout.as_ref()) {
+            Ok((events, _)) => events,
+            Err(Errno::INTR) => &[],
             Err(error) => {
-                // Nothing that a healthy kernel says. Signals are still read below.
+                // Nothing that a healthy kernel says. Signals are read all the same.
                 self.complain("wait for events", &error.into());
                 std::thread::sleep(GUARD_RETRY);
+                self.reap_again = true;
+                &[]
             }
-        }
+        };
         let mut signalled = self.reap_again;
-        for event in &events {
+        for event in events {
             match event.data.u64() {
                 SIGNALS => signalled = true,
                 GUARD => self.guard_died(),

@@ -14,6 +14,10 @@ use crate::signals::Signal;
 /// numbers that it keeps for its threads (32, 33, 34), so the calls on signal sets are made without it.
 const KERNEL_SIGSET_SIZE: usize = size_of::<u64>();
 
+/// The unit in which the kernel maps a file on all machines that panzer is built for; larger pages only make a call
+/// with a smaller unit fail.
+const PAGE: u64 = 4096;
+
 static FOUND_MASK: AtomicU64 = AtomicU64::new(0);
 static FOUND_PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
 static FOUND_CHLD_IGNORED: AtomicBool = AtomicBool::new(false);
@@ -250,6 +254,31 @@ pub(super) fn adopt(number: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Takes the program's own code and constants out of this process's resident memory; what runs next is mapped again
+/// from the page cache, 64 kB at a time. Most of panzer runs once, at its start, and need not stay.
+#[inline(always)]
+pub(super) fn release_program() {
+    // SAFETY: getauxval reads what the kernel has told this process.
+    let (table, count) = unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };
+    let table = table as *const libc::Elf64_Phdr;
+    let Ok(count) = usize::try_from(count) else { return };
+    if table.is_null() {
+        return;
+    }
+    // SAFETY: the kernel says that the program's headers are there, so many of them; they are never written to.
+    let headers = unsafe { std::slice::from_raw_parts(table, count) };
+    let own = headers.iter().find(|header| header.p_type == libc::PT_PHDR).map(|header| header.p_vaddr);
+    let bias = own.map_or(0, |address| (table as u64).wrapping_sub(address));
+    // The code segment comes last of those that count, so that no more of it than this very place is mapped again.
+    for header in headers.iter().rev().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0) {
+        let start = header.p_vaddr.wrapping_add(bias) & !(PAGE - 1);
+        let end = header.p_vaddr.wrapping_add(bias).wrapping_add(header.p_memsz);
+        // SAFETY: the range is a segment of the program's file that is mapped without leave to write, so its pages
+        // hold nothing but the file's bytes, and those come back at the next access.
+        let _ = unsafe { rustix::mm::madvise(start as *mut libc::c_void, (end - start) as usize, rustix::mm::Advice::LinuxDontNeed) };
+    }
+}
+
 /// Ends this process without running anything. Async-signal-safe.
 pub(super) fn exit_now(status: u8) -> ! {
     // SAFETY: _exit takes an integer and does not return.
@@ -307,6 +336,47 @@ pub(super) fn execute(path: &CStr, arguments: &Pointers<'_>, variables: &Pointer
     // SAFETY: `Pointers` holds pointers to strings that end in NUL and live as long as it does, and ends in null.
     unsafe { libc::execve(path.as_ptr(), arguments.pointers.as_ptr(), variables.pointers.as_ptr()) };
     io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)
+}
+
+/// What std calls to print a backtrace, in the shipped file, which has no unwind tables to make one from: it says that
+/// there are no frames. Without these, std's reference pulls in the whole of libunwind, 50 kB. A panic's message is
+/// printed all the same.
+#[cfg(panzer_without_unwinder)]
+mod no_unwinder {
+    use std::ffi::{c_int, c_void};
+
+    /// `_URC_END_OF_STACK` (Itanium C++ ABI, "Exception Handling")
+    const END_OF_STACK: c_int = 5;
+
+    // SAFETY: with this cfg nothing else in the program defines the name; the signature is the ABI's.
+    #[unsafe(no_mangle)]
+    extern "C" fn _Unwind_Backtrace(_: *const c_void, _: *mut c_void) -> c_int {
+        END_OF_STACK
+    }
+
+    // SAFETY: as above. It is called with frames only, of which there are none.
+    #[unsafe(no_mangle)]
+    extern "C" fn _Unwind_GetIP(_: *mut c_void) -> usize {
+        0
+    }
+
+    // SAFETY: as above.
+    #[unsafe(no_mangle)]
+    extern "C" fn _Unwind_GetIPInfo(_: *mut c_void, _: *mut c_int) -> usize {
+        0
+    }
+
+    // SAFETY: as above.
+    #[unsafe(no_mangle)]
+    extern "C" fn _Unwind_GetCFA(_: *mut c_void) -> usize {
+        0
+    }
+
+    // SAFETY: as above.
+    #[unsafe(no_mangle)]
+    extern "C" fn _Unwind_FindEnclosingFunction(_: *mut c_void) -> *mut c_void {
+        std::ptr::null_mut()
+    }
 }
 
 fn own(number: c_long) -> io::Result<OwnedFd> {
