@@ -270,12 +270,16 @@ pub(super) fn release_program() {
     let own = headers.iter().find(|header| header.p_type == libc::PT_PHDR).map(|header| header.p_vaddr);
     let bias = own.map_or(0, |address| (table as u64).wrapping_sub(address));
     // The code segment comes last of those that count, so that no more of it than this very place is mapped again.
-    for header in headers.iter().rev().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0) {
+    for header in
+        headers.iter().rev().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0)
+    {
         let start = header.p_vaddr.wrapping_add(bias) & !(PAGE - 1);
         let end = header.p_vaddr.wrapping_add(bias).wrapping_add(header.p_memsz);
         // SAFETY: the range is a segment of the program's file that is mapped without leave to write, so its pages
         // hold nothing but the file's bytes, and those come back at the next access.
-        let _ = unsafe { rustix::mm::madvise(start as *mut libc::c_void, (end - start) as usize, rustix::mm::Advice::LinuxDontNeed) };
+        let _ = unsafe {
+            rustix::mm::madvise(start as *mut libc::c_void, (end - start) as usize, rustix::mm::Advice::LinuxDontNeed)
+        };
     }
 }
 

@@ -63,7 +63,7 @@ impl Init {
     /// The first effect.
     #[must_use]
     pub fn begin(&self) -> Vec<Effect> {
-        vec![Effect::Spawn(CHILD), Effect::Report(Report::Started(CHILD))]
+        vec![Effect::Spawn(CHILD)]
     }
 
     /// Takes an event and says what to do.
@@ -83,7 +83,8 @@ impl Init {
             Event::Signal(signal) => self.signal(now, signal, &mut effects),
             Event::RestLeft => self.clear_rest(now, &mut effects),
             Event::NothingLeft => self.finish(&mut effects),
-            Event::Executed(_) | Event::GroupGone(_) | Event::Time => {}
+            Event::Executed(worker) => effects.push(Effect::Report(Report::Started(worker))),
+            Event::GroupGone(_) | Event::Time => {}
         }
         self.advance(now, &mut effects);
         effects

@@ -9,6 +9,8 @@ pub mod commands;
 pub mod init;
 pub mod report;
 pub mod restart;
+#[cfg(test)]
+mod simulation;
 pub mod stop;
 pub mod worker;
 
@@ -221,9 +223,12 @@ impl Supervisor {
     /// Takes an event and says what to do.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
+        if matches!(self.phase, Phase::Finished) {
+            return effects;
+        }
         match event {
             Event::NotStarted(worker, cause) => self.not_started(now, worker, cause, &mut effects),
-            Event::Executed(worker) => self.executed(now, worker),
+            Event::Executed(worker) => self.executed(now, worker, &mut effects),
             Event::Exited { worker, end, group_left } => self.exited(now, worker, end, group_left, &mut effects),
             Event::GroupGone(worker) => self.leftovers.retain(|leftover| leftover.worker != worker),
             Event::Signal(signal) => self.signal(now, signal, &mut effects),
@@ -266,16 +271,18 @@ impl Supervisor {
         effects.push(Effect::Report(Report::NotStarted(worker, cause, delay)));
     }
 
-    fn executed(&mut self, now: Duration, worker: WorkerId) {
+    fn executed(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
         self.ever_ran = true;
         let delay = match self.settings.ready {
             Ready::Exec => Duration::ZERO,
             Ready::Delay(delay) => delay,
         };
         if let Some(slot) = self.slot_of(worker)
-            && let State::Starting { ready_at } = &mut slot.state
+            && let State::Starting { ready_at: ready_at @ None } = &mut slot.state
         {
             *ready_at = Some(now + delay);
+            let report = if worker.life == 1 { Report::Started } else { Report::Replaced };
+            effects.push(Effect::Report(report(worker)));
         }
     }
 
@@ -454,12 +461,9 @@ impl Supervisor {
         for slot in &mut self.slots {
             match &mut slot.state {
                 State::Waiting { until } if running && *until <= now => {
-                    let first = slot.worker.life == 0;
                     slot.worker.life += 1;
                     slot.state = State::Starting { ready_at: None };
                     effects.push(Effect::Spawn(slot.worker));
-                    let report = if first { Report::Started } else { Report::Replaced };
-                    effects.push(Effect::Report(report(slot.worker)));
                 }
                 State::Starting { ready_at: Some(at) } if *at <= now => {
                     slot.state = State::Ready { since: now };

@@ -50,9 +50,9 @@ pub enum Next {
 /// One thing that happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Report {
-    /// A worker's process exists; not the first of its slot.
+    /// A worker's program was executed; not the first of its slot.
     Replaced(WorkerId),
-    /// A worker's process exists, the first of its slot.
+    /// A worker's program was executed, the first of its slot.
     Started(WorkerId),
     /// A worker has proved itself.
     Ready(WorkerId),

@@ -121,10 +121,13 @@ impl Escalation {
         (escalation, signal)
     }
 
-    /// KILL, whatever the schedule says.
+    /// KILL, whatever the schedule says. Said again, it is sent again and puts nothing off.
     pub fn kill(&mut self, now: Duration) -> Signal {
-        self.taken = usize::MAX;
-        self.take(now, Step { signal: Signal::KILL, wait: None })
+        if !self.killed {
+            self.taken = usize::MAX;
+            self.take(now, Step { signal: Signal::KILL, wait: None });
+        }
+        Signal::KILL
     }
 
     /// When [`Escalation::poll`] has something to say, if ever.

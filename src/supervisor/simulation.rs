@@ -1,0 +1,495 @@
+//! The supervisor against a model of processes: random crashes, slow starts, deaf and unkillable workers, failing
+//! forks, groups that outlive their main process, signals in any order and stale events, from seeds.
+//!
+//! A failure prints its seed; `PANZER_SEED=N cargo test simulation` replays that one alone. `PANZER_SIMULATIONS` sets
+//! how many are run.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::commands::{Action, Actions};
+use super::init::{self, CHILD, Init};
+use super::restart::{Backoff, Random, Restart};
+use super::stop::{KILL_GRACE, Schedule};
+use super::worker::Ready;
+use super::{Effect, End, Event, Settings, Supervisor, WorkerId};
+use crate::error::Status;
+use crate::signals::Signal;
+
+const SIMULATIONS: u64 = 100_000;
+
+/// What takes the model's processes that long may still be called at once.
+const LATENCY: Duration = Duration::from_millis(50);
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// Draws from the seed.
+struct Dice(Random);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0.draw() % bound
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+        from[usize::try_from(self.below(from.len() as u64)).unwrap()].clone()
+    }
+}
+
+/// A process of the model, with the rest of its group.
+#[derive(Clone, Debug)]
+struct Process {
+    /// When its program is executed; `None`: it has been.
+    executes: Option<Duration>,
+    /// When the main process ends, and how.
+    ends: Option<(Duration, End)>,
+    /// The main process has ended.
+    ended: bool,
+    /// When the last of the group ends; `None` while it lives on.
+    group_ends: Option<Duration>,
+    has_group: bool,
+    deaf: bool,
+    stopped: bool,
+    unkillable: bool,
+}
+
+/// What the model checks.
+struct World {
+    dice: Dice,
+    now: Duration,
+    settings: Settings,
+    processes: BTreeMap<WorkerId, Process>,
+    lives: BTreeMap<u32, u64>,
+    /// When a slot lost its worker, for the bound of the backoff.
+    vacant_since: BTreeMap<u32, Duration>,
+    fork_failed: BTreeMap<u32, bool>,
+    stop_told: Option<Duration>,
+    exit: Option<Status>,
+    rest: Rest,
+    queue: Vec<Event>,
+    trace: Vec<String>,
+}
+
+/// What escaped from the groups.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    exists: bool,
+    deaf: bool,
+    unkillable: bool,
+    ends: Option<Duration>,
+    watched: bool,
+}
+
+fn simulations() -> Vec<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    match number("PANZER_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("PANZER_SIMULATIONS").unwrap_or(SIMULATIONS)).collect(),
+    }
+}
+
+/// Runs `one` for every seed on all cores; says which seed failed.
+fn for_each_seed(one: fn(u64)) {
+    let seeds = simulations();
+    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for part in seeds.chunks(seeds.len().div_ceil(threads).max(1)) {
+            scope.spawn(move || {
+                for seed in part {
+                    if std::panic::catch_unwind(|| one(*seed)).is_err() {
+                        panic!("seed {seed} failed; replay it with PANZER_SEED={seed} cargo test simulation");
+                    }
+                }
+            });
+        }
+    });
+    eprintln!("{} schedules", seeds.len());
+}
+
+fn settings(dice: &mut Dice) -> Settings {
+    let mut actions = Actions::supervise();
+    if dice.one_in(4) {
+        actions.set(Signal::HUP, Action::Forward(None));
+    }
+    let min = ms(dice.pick(&[0, 1, 100, 1000]));
+    Settings {
+        workers: u32::try_from(1 + dice.below(5)).unwrap(),
+        ready: dice.pick(&[Ready::Exec, Ready::Delay(ms(0)), Ready::Delay(ms(1000))]),
+        restart: dice.pick(&[Restart::Always, Restart::Always, Restart::OnFailure, Restart::Never]),
+        backoff: Backoff { min, max: min * u32::try_from(1 + dice.below(300)).unwrap() },
+        crash_limit: dice.pick(&[0, 1, 5, 5]),
+        fatal_exits: if dice.one_in(5) { vec![7] } else { Vec::new() },
+        ok_exits: if dice.one_in(5) { vec![3, 143] } else { Vec::new() },
+        stop: Schedule::parse(dice.pick(&["TERM/25/KILL", "KILL", "QUIT/3/TERM/2/KILL", "INT/0/KILL"])).unwrap(),
+        linger: ms(dice.pick(&[0, 2000])),
+        actions,
+        seed: dice.0.draw(),
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice(Random::new(seed));
+        let settings = settings(&mut dice);
+        let rest = Rest {
+            exists: dice.one_in(3),
+            deaf: dice.one_in(3),
+            unkillable: dice.one_in(20),
+            ends: None,
+            watched: false,
+        };
+        Self {
+            dice,
+            now: Duration::ZERO,
+            settings,
+            processes: BTreeMap::new(),
+            lives: BTreeMap::new(),
+            vacant_since: BTreeMap::new(),
+            fork_failed: BTreeMap::new(),
+            stop_told: None,
+            exit: None,
+            rest,
+            queue: Vec::new(),
+            trace: Vec::new(),
+        }
+    }
+
+    fn fail(&self, why: &str) -> ! {
+        let tail = self.trace.iter().rev().take(60).rev().cloned().collect::<Vec<_>>().join("\n");
+        panic!("{why} at {:?}\n{:#?}\n{tail}", self.now, self.settings);
+    }
+
+    fn check(&self, holds: bool, why: &str) {
+        if !holds {
+            self.fail(why);
+        }
+    }
+
+    /// The time within which a stop that was told must end.
+    fn longest_stop(&self) -> Duration {
+        let schedule: Duration = self.settings.stop.steps().filter_map(|step| step.wait).sum();
+        // What is left of a group by a worker's own end is stopped by the same schedule, begun no later; then the rest.
+        schedule + KILL_GRACE + self.settings.linger + KILL_GRACE + LATENCY * 4
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            self.trace.push(format!("{:?} -> {effect:?}", self.now));
+            self.check(self.exit.is_none(), "an effect after the exit");
+            match effect {
+                Effect::Spawn(worker) => self.spawn(worker),
+                Effect::Signal(worker, signal) => self.signal(worker, signal),
+                Effect::LookForRest => {
+                    self.check(self.processes.values().all(|process| process.unkillable), "a worker was forgotten");
+                    self.rest.watched = true;
+                    self.queue.push(if self.rest.exists { Event::RestLeft } else { Event::NothingLeft });
+                }
+                Effect::SignalRest(signal) => {
+                    self.check(self.rest.watched, "the rest was signalled before its time");
+                    let heeds = if signal == Signal::KILL { !self.rest.unkillable } else { !self.rest.deaf };
+                    if heeds && signal != Signal::CONT && self.rest.ends.is_none() {
+                        self.rest.ends = Some(self.now + ms(1));
+                    }
+                }
+                Effect::Report(_) => {}
+                Effect::Suspend | Effect::TakeTerminal => self.fail("a supervisor has no terminal"),
+                Effect::Exit(status) => {
+                    self.exit = Some(status);
+                    let left = self.processes.values().any(|process| !process.unkillable);
+                    self.check(!left, "panzer exits and leaves a worker");
+                    self.check(!self.rest.exists || self.rest.unkillable, "panzer exits and leaves something");
+                }
+            }
+        }
+    }
+
+    fn spawn(&mut self, worker: WorkerId) {
+        self.check(self.stop_told.is_none(), "a start after a stop");
+        self.check(worker.slot < self.settings.workers, "a slot that does not exist");
+        let life = self.lives.entry(worker.slot).or_insert(0);
+        *life += 1;
+        let expected = *life;
+        self.check(worker.life == expected, "a life was left out or begun twice");
+        let same_slot = |other: &&WorkerId| other.slot == worker.slot;
+        let alive = self.processes.iter().filter(|(_, process)| !process.ended).map(|(worker, _)| worker);
+        self.check(alive.filter(same_slot).count() == 0, "two workers in one slot");
+        if let Some(since) = self.vacant_since.remove(&worker.slot) {
+            let failed = self.fork_failed.get(&worker.slot) == Some(&true);
+            let bound = self.settings.backoff.max.max(if failed { super::SHORTEST_RETRY } else { Duration::ZERO });
+            self.check(self.now <= since + bound, "a backoff exceeds its bound");
+        }
+        if self.dice.one_in(15) {
+            self.fork_failed.insert(worker.slot, true);
+            self.vacant_since.insert(worker.slot, self.now);
+            self.queue.push(Event::NotStarted(worker, "EAGAIN".to_owned()));
+            return;
+        }
+        self.fork_failed.insert(worker.slot, false);
+        let executes = self.now + ms(self.dice.pick(&[0, 1, 1, 500]));
+        let end = match self.dice.below(8) {
+            0 => End::Killed { signal: Signal::KILL, core: false },
+            1 => End::CannotRun { status: Status::NOT_FOUND, error: "x".to_owned() },
+            2 => End::Exited(7),
+            3 => End::Exited(3),
+            4 => End::Exited(1),
+            _ => End::Exited(0),
+        };
+        let life = self.dice.pick(&[0, 5, 500, 3000, 70_000, 100_000_000]);
+        let has_group = self.dice.one_in(4);
+        let process = Process {
+            ends: (life < 100_000_000).then(|| (executes + ms(life), end)),
+            executes: Some(executes),
+            ended: false,
+            group_ends: None,
+            has_group,
+            deaf: self.dice.one_in(4),
+            stopped: self.dice.one_in(10),
+            unkillable: self.dice.one_in(60),
+        };
+        self.processes.insert(worker, process);
+    }
+
+    fn signal(&mut self, worker: WorkerId, signal: Signal) {
+        let now = self.now;
+        let Some(process) = self.processes.get_mut(&worker) else {
+            // Its end may be on its way to the supervisor, which is the only one who does not know.
+            let known = self.queue.iter().any(|event| {
+                matches!(event, Event::Exited { worker: w, .. } | Event::GroupGone(w) | Event::NotStarted(w, _) if *w == worker)
+            });
+            return self.check(known, "a signal to nobody");
+        };
+        if signal == Signal::CONT {
+            process.stopped = false;
+            return;
+        }
+        let deadly = match signal {
+            Signal::KILL => !process.unkillable,
+            Signal::TERM | Signal::INT | Signal::QUIT => !process.deaf,
+            _ => false,
+        };
+        if !deadly {
+            return;
+        }
+        let soon = now + ms(1);
+        if process.ended {
+            process.group_ends.get_or_insert(soon);
+        } else {
+            let end = End::Killed { signal, core: false };
+            if process.ends.as_ref().is_none_or(|(at, _)| *at > soon) {
+                process.ends = Some((soon, end));
+            }
+            // A stopped process waits for CONT, which follows every signal but KILL.
+            process.stopped &= signal != Signal::KILL;
+            if signal == Signal::KILL {
+                process.group_ends = Some(soon);
+            }
+        }
+    }
+
+    /// What happens by itself at `now`.
+    fn happen(&mut self) {
+        let now = self.now;
+        let mut gone = Vec::new();
+        for (worker, process) in &mut self.processes {
+            if process.executes.is_some_and(|at| at <= now) {
+                process.executes = None;
+                let fails = matches!(process.ends, Some((at, End::CannotRun { .. })) if at <= now);
+                if !fails {
+                    self.queue.push(Event::Executed(*worker));
+                }
+            }
+            if !process.ended
+                && !process.stopped
+                && let Some((at, end)) = process.ends.clone()
+                && at <= now
+            {
+                process.ended = true;
+                let group_left = process.has_group && process.group_ends.is_none_or(|at| at > now);
+                self.vacant_since.insert(worker.slot, now);
+                self.queue.push(Event::Exited { worker: *worker, end, group_left });
+                if !group_left {
+                    gone.push(*worker);
+                }
+            } else if process.ended && process.group_ends.is_some_and(|at| at <= now) {
+                gone.push(*worker);
+            }
+        }
+        for worker in gone {
+            self.processes.remove(&worker);
+            self.queue.push(Event::GroupGone(worker));
+        }
+        if self.rest.watched && self.rest.exists && self.rest.ends.is_some_and(|at| at <= now) {
+            self.rest.exists = false;
+            self.queue.push(Event::NothingLeft);
+        }
+    }
+
+    fn next_happening(&self) -> Option<Duration> {
+        let times = self.processes.values().flat_map(|process| {
+            let end = process.ends.as_ref().filter(|_| !process.ended && !process.stopped).map(|(at, _)| *at);
+            [process.executes, end, process.group_ends.filter(|_| process.ended)]
+        });
+        let rest = self.rest.ends.filter(|_| self.rest.exists && self.rest.watched);
+        times.flatten().chain(rest).min()
+    }
+
+    /// An event of a life that is over, or that never was.
+    fn stale_event(&mut self) -> Event {
+        let slot = u32::try_from(self.dice.below(7)).unwrap();
+        let life = self.lives.get(&slot).copied().unwrap_or(0);
+        let worker = WorkerId { slot, life: self.dice.pick(&[0, life.saturating_sub(1), life + 1_000_000]) };
+        match self.dice.below(4) {
+            0 => Event::Exited { worker, end: End::Exited(1), group_left: self.dice.one_in(2) },
+            1 => Event::Executed(worker),
+            2 => Event::NotStarted(worker, "stale".to_owned()),
+            _ => Event::Time,
+        }
+    }
+
+    fn random_signal(&mut self) -> Signal {
+        let others = [Signal::HUP, Signal::USR1, Signal::USR2, Signal::CONT, Signal::CHLD, Signal::TTIN];
+        let stops = [Signal::TERM, Signal::INT, Signal::QUIT];
+        if self.dice.one_in(3) { self.dice.pick(&stops) } else { self.dice.pick(&others) }
+    }
+}
+
+/// A stop is under way once the supervisor says so, by an order or by itself.
+fn is_stopping(supervisor: &Supervisor) -> bool {
+    !matches!(supervisor.phase, super::Phase::Running)
+}
+
+fn simulate(seed: u64) {
+    let mut world = World::new(seed);
+    let mut supervisor = Supervisor::new(world.settings.clone(), Duration::ZERO);
+    let give_up_at = ms(200_000);
+    let mut next_order = ms(world.dice.below(100_000));
+    world.queue.push(Event::Time);
+    for step in 0.. {
+        world.check(step < 20_000, "no end in sight");
+        while !world.queue.is_empty() {
+            let event = world.queue.remove(0);
+            world.trace.push(format!("{:?} {event:?}", world.now));
+            let effects = supervisor.handle(world.now, event);
+            if world.stop_told.is_none() && is_stopping(&supervisor) {
+                world.stop_told = Some(world.now);
+            }
+            world.perform(effects);
+            world.happen();
+        }
+        if world.exit.is_some() {
+            world.check(supervisor.next_deadline().is_none(), "a deadline after the exit");
+            return;
+        }
+        if let Some(told) = world.stop_told {
+            world.check(world.now <= told + world.longest_stop(), "a stop does not end within its schedule");
+        }
+        let deadline = supervisor.next_deadline();
+        let next = [deadline, world.next_happening(), Some(next_order)].into_iter().flatten().min().unwrap();
+        world.check(deadline.is_none_or(|at| at > world.now), "a deadline that does not pass");
+        world.now = world.now.max(next);
+        world.happen();
+        if deadline.is_some_and(|at| at <= world.now) {
+            world.queue.push(Event::Time);
+        }
+        if next_order <= world.now {
+            let signal = if world.now >= give_up_at { Signal::TERM } else { world.random_signal() };
+            world.queue.push(Event::Signal(signal));
+            // Now and then two at the same instant.
+            next_order = world.now + ms(world.dice.pick(&[0, 1, 3000, 20_000, 50_000]));
+        }
+        if world.dice.one_in(6) {
+            let event = world.stale_event();
+            world.queue.push(event);
+        }
+        // Reports of one instant reach the supervisor in any order but that of one life.
+        if world.queue.len() == 2 && world.dice.one_in(2) && of_different_lives(&world.queue) {
+            world.queue.swap(0, 1);
+        }
+    }
+}
+
+fn of_different_lives(queue: &[Event]) -> bool {
+    let life = |event: &Event| match event {
+        Event::NotStarted(worker, _) | Event::Executed(worker) | Event::GroupGone(worker) => Some(*worker),
+        Event::Exited { worker, .. } => Some(*worker),
+        Event::Signal(_) | Event::Suspended(_) | Event::RestLeft | Event::NothingLeft | Event::Time => None,
+    };
+    life(&queue[0]).is_none() || life(&queue[0]) != life(&queue[1])
+}
+
+#[test]
+fn simulation_of_the_supervisor() {
+    for_each_seed(simulate);
+}
+
+/// Init mode: whatever happens, panzer ends with the child's status, within the linger time after it.
+fn simulate_init(seed: u64) {
+    let mut dice = Dice(Random::new(seed));
+    let has_schedule = dice.one_in(2);
+    let clear_rest = !dice.one_in(4);
+    let linger = ms(dice.pick(&[0, 2000]));
+    let mut init = Init::new(init::Settings {
+        actions: Actions::init(has_schedule),
+        stop: has_schedule.then(|| Schedule::parse("TERM/2/KILL").unwrap()),
+        clear_rest,
+        linger,
+        ok_exits: vec![143],
+    });
+    assert_eq!(init.begin()[0], Effect::Spawn(CHILD));
+    let end = dice.pick(&[End::Exited(0), End::Exited(9), End::Killed { signal: Signal::TERM, core: true }]);
+    let expected = if end.status().0 == 143 { Status::SUCCESS } else { end.status() };
+    let ends_at = ms(dice.below(10_000));
+    let rest_goes_after = ms(dice.pick(&[1, 1000, 100_000]));
+    let (mut ended, mut watched, mut rest_since) = (None, false, None);
+    let mut now = Duration::ZERO;
+    for _ in 0..10_000 {
+        let mut events = Vec::new();
+        if ended.is_none() && now >= ends_at {
+            ended = Some(now);
+            events.push(Event::Exited { worker: CHILD, end: end.clone(), group_left: false });
+        } else if dice.one_in(5) {
+            events.push(Event::Signal(Signal::from_number(i64::try_from(1 + dice.below(64)).unwrap()).unwrap()));
+        } else if watched && rest_since.is_some_and(|since| now >= since + rest_goes_after) {
+            events.push(Event::NothingLeft);
+        } else {
+            events.push(Event::Time);
+        }
+        while let Some(event) = events.pop() {
+            for effect in init.handle(now, event) {
+                match effect {
+                    Effect::Exit(status) => {
+                        assert_eq!(status, expected);
+                        let bound = if clear_rest { linger + KILL_GRACE + ms(200) } else { Duration::ZERO };
+                        assert!(now <= ended.unwrap() + bound, "the end took too long: {now:?}");
+                        return;
+                    }
+                    Effect::LookForRest => {
+                        watched = true;
+                        rest_since = Some(now);
+                        events.push(if dice.one_in(2) { Event::NothingLeft } else { Event::RestLeft });
+                    }
+                    Effect::Spawn(_) => panic!("init mode starts its child once"),
+                    Effect::SignalRest(_) => assert!(watched),
+                    Effect::Signal(..) => assert!(ended.is_none(), "a signal to a child that has ended"),
+                    Effect::Suspend | Effect::TakeTerminal | Effect::Report(_) => {}
+                }
+            }
+        }
+        now += ms(1 + dice.below(100));
+        if let Some(deadline) = init.next_deadline() {
+            now = now.min(deadline.max(now - ms(99).min(now)));
+        }
+    }
+    panic!("no end in sight");
+}
+
+#[test]
+fn simulation_of_init_mode() {
+    for_each_seed(simulate_init);
+}
