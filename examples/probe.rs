@@ -40,6 +40,7 @@
 //! | `record=FILE` | appends the number of each signal that comes, a line each, for ever; from before the report on all signals are blocked |
 //! | `spawn-child` | starts `probe OUTFILE.child sleep` in the same process group |
 //! | `spawn-setsid` | starts `probe OUTFILE.setsid sleep` in a new session, its parent gone |
+//! | `orphans=N` | makes N processes, one after the other, that lose their parent and end at once |
 //! | `print=TEXT` | prints a line |
 //!
 //! After the last action it exits with status 0. With `-` or a directory the processes that are
@@ -77,6 +78,7 @@ enum Action {
     Record(PathBuf),
     SpawnChild,
     SpawnSetsid,
+    Orphans(u32),
     Print(String),
 }
 
@@ -100,6 +102,7 @@ fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
             | Action::Kill(_)
             | Action::SpawnChild
             | Action::SpawnSetsid
+            | Action::Orphans(_)
             | Action::Print(_) => {}
         }
     }
@@ -115,6 +118,7 @@ fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
             Action::Record(file) => record_signals(&file)?,
             Action::SpawnChild => children.push(spawn_child(&outfile)?),
             Action::SpawnSetsid => spawn_setsid(&outfile)?,
+            Action::Orphans(count) => make_orphans(count)?,
             Action::Print(text) => println!("{text}"),
         }
     }
@@ -134,6 +138,7 @@ fn parse_action(text: &OsStr) -> io::Result<Action> {
         "record" => Action::Record(value.into()),
         "spawn-child" => Action::SpawnChild,
         "spawn-setsid" => Action::SpawnSetsid,
+        "orphans" => Action::Orphans(value.parse().map_err(|_| unknown())?),
         "print" => Action::Print(value.to_string()),
         _ => return Err(unknown()),
     })
@@ -253,6 +258,29 @@ fn spawn_setsid(outfile: &OsStr) -> io::Result<()> {
         .stdin(Stdio::null())
         .status()?;
     if status.success() { Ok(()) } else { Err(io::Error::other("setsid failed")) }
+}
+
+/// Makes each orphan by two forks, of which the first one's process ends at once.
+#[allow(unsafe_code, reason = "std starts programs only; this needs processes, and fast")]
+fn make_orphans(count: u32) -> io::Result<()> {
+    for _ in 0..count {
+        // SAFETY: this program has one thread, so the child's copy of every lock is free.
+        let parent = unsafe { libc::fork() };
+        if parent == 0 {
+            // SAFETY: as above. Both processes then end.
+            unsafe { libc::fork() };
+            // SAFETY: the call takes a number and does not return.
+            unsafe { libc::_exit(0) };
+        }
+        if parent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a null status is allowed.
+        if unsafe { libc::waitpid(parent, std::ptr::null_mut(), 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 fn sleep_for_ever() -> ! {

@@ -127,7 +127,7 @@ pub static OPTIONS: &[Opt] = &[
             config.env_dir = Some(PathBuf::from(value));
             Ok(())
         }),
-        summary: "one variable a file, as envdir(8): the first line is the value, an empty file unsets",
+        summary: "one variable a file, as envdir does it: the first line is the value, an empty file unsets",
         default: "",
     },
     Opt {
@@ -138,8 +138,7 @@ pub static OPTIONS: &[Opt] = &[
             config.listen.push(values::listen(text(value)?)?);
             Ok(())
         }),
-        summary: "bind 8080, tcp://[::]:8080, unix:///run/a.sock?mode=660 or udp://:53 and hand it down from fd 3 on; \
-                  ?nonblock, ?v6only",
+        summary: "bind a socket and hand it down from fd 3 on: 8080, tcp://[::]:8080, udp://127.0.0.1:53, unix:///run/a.sock?mode=660; further ?nonblock and ?v6only",
         default: "",
     },
     Opt {
@@ -211,7 +210,7 @@ pub static OPTIONS: &[Opt] = &[
             config.crash_limit = values::number(text(value)?, 0, u32::MAX)?;
             Ok(())
         }),
-        summary: "give up when N lives in a row die before any worker was ever ready; 0: never",
+        summary: "give up after N early deaths: lives in a row that ended before any worker was ever ready; 0: never",
         default: "5",
     },
     Opt {
@@ -222,7 +221,7 @@ pub static OPTIONS: &[Opt] = &[
             config.fatal_exits.push(values::status(text(value)?)?);
             Ok(())
         }),
-        summary: "a worker that ends with STATUS ends everything, and panzer exits with it",
+        summary: "a status that ends everything: a worker ends with it, all are stopped, panzer exits with it",
         default: "",
     },
     Opt {
@@ -244,7 +243,7 @@ pub static OPTIONS: &[Opt] = &[
             config.linger = values::duration(text(value)?)?;
             Ok(())
         }),
-        summary: "at the end, how long processes that were left behind may take after TERM; no wait when there are none",
+        summary: "time after TERM for what is left behind at the end; no wait when nothing is left",
         default: "2s",
     },
     Opt {
@@ -292,7 +291,7 @@ pub static OPTIONS: &[Opt] = &[
             config.ok_exits.push(values::status(text(value)?)?);
             Ok(())
         }),
-        summary: "count this exit status as 0 (143: ended by TERM)",
+        summary: "count this exit status as 0 (143 is an end by TERM)",
         default: "",
     },
     Opt {
@@ -323,7 +322,7 @@ pub static OPTIONS: &[Opt] = &[
             };
             Ok(())
         }),
-        summary: "lines on stderr as text, or one JSON object each",
+        summary: "lines on stderr: text, or one JSON object each (json)",
         default: "text",
     },
     Opt {
@@ -331,7 +330,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "check",
         takes: Takes::Nothing(|config| config.check = true),
-        summary: "check all that can be checked without starting, say what would run, exit",
+        summary: "check and say what would run; starts nothing",
         default: "",
     },
     Opt {

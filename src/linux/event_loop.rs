@@ -29,11 +29,11 @@ const REAPED_AT_ONCE: usize = 1000;
 /// How many events are taken from the kernel at a time.
 const EVENTS_AT_ONCE: usize = 16;
 
-/// How often panzer's own code is taken out of its resident memory at the most.
-const RELEASE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after something has happened panzer's own code is taken out of its resident memory.
+const RELEASE_DELAY: Duration = Duration::from_secs(1);
 
 /// How long to wait before another guard is tried, where the kernel gives none.
-const GUARD_RETRY: Duration = Duration::from_secs(1);
+const GUARD_RETRY: Duration = Duration::from_secs(5);
 
 /// `sizeof(struct signalfd_siginfo)`, and where in it number, code and sender stand (`signalfd(2)`).
 const SIGNAL_RECORD: usize = 128;
@@ -119,8 +119,8 @@ pub struct Running {
     watching_rest: bool,
     /// There may be more to reap.
     reap_again: bool,
-    /// When panzer's own code was last taken out of its resident memory.
-    released: Option<Duration>,
+    /// When panzer's own code is to be taken out of its resident memory.
+    release_at: Option<Duration>,
     /// The status to exit with.
     status: Option<Status>,
     start: Instant,
@@ -145,7 +145,7 @@ impl Running {
             paths: Vec::new(),
             watching_rest: false,
             reap_again: false,
-            released: None,
+            release_at: Some(RELEASE_DELAY),
             status: None,
             start: Instant::now(),
             own: Pid::own(),
@@ -206,10 +206,10 @@ impl Running {
 
     /// Waits for something to happen and deals with it.
     fn wait(&mut self) {
+        let release = self.release_at.take_if(|at| *at <= self.start.elapsed()).is_some();
         let timeout = self.timeout();
-        if timeout.is_none() && self.released.is_none_or(|at| self.now() >= at + RELEASE_INTERVAL) {
-            // This may be a long sleep.
-            self.released = Some(self.now());
+        if release {
+            // Just before the sleep: whatever runs after this is mapped again.
             sys::release_program();
         }
         let mut space = [const { MaybeUninit::uninit() }; EVENTS_AT_ONCE];
@@ -225,6 +225,9 @@ impl Running {
             }
         };
         let mut signalled = self.reap_again;
+        if !events.is_empty() && self.release_at.is_none() {
+            self.release_at = Some(self.now() + RELEASE_DELAY);
+        }
         for event in events {
             match event.data.u64() {
                 SIGNALS => signalled = true,
@@ -249,7 +252,8 @@ impl Running {
         if self.reap_again {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
-        let deadline = [self.parts.brain.next_deadline(), self.guard_retry].into_iter().flatten().min()?;
+        let deadlines = [self.parts.brain.next_deadline(), self.guard_retry, self.release_at];
+        let deadline = deadlines.into_iter().flatten().min()?;
         Timespec::try_from(deadline.saturating_sub(self.now())).ok()
     }
 
@@ -473,8 +477,12 @@ impl Running {
         });
         match started {
             Ok(guard) => self.guard = Some(guard),
+            // Some emulators know only children with an exit signal. Trying again would not help.
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                self.complain("start the guard; going on without one", &error);
+            }
             Err(error) => {
-                self.complain("start the guard; trying again in a second", &error);
+                self.complain("start the guard; trying again", &error);
                 self.guard_retry = Some(self.now() + GUARD_RETRY);
             }
         }

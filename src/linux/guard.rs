@@ -113,6 +113,7 @@ fn watch(pipe: &OwnedFd, plan: &Plan, log: &mut Log) -> ! {
     close_all_but(pipe);
     let mut groups = BTreeSet::new();
     loop {
+        sys::release_program();
         let mut message = [0; size_of::<i32>()];
         match rustix::io::read(pipe, &mut message) {
             Ok(length) if length == message.len() => {

@@ -18,6 +18,7 @@ use super::{cpus, env_dir, log::Log, terminal};
 use crate::config::{Config, Workers};
 use crate::error::{Error, Status, cause};
 use crate::supervisor::commands::Actions;
+use crate::supervisor::report::Level;
 use crate::supervisor::stop::Schedule;
 use crate::supervisor::{self, Supervisor, init, init::Init};
 
@@ -96,11 +97,10 @@ pub fn prepare(config: &Config) -> Result<Running, Error> {
     }
     let surroundings = surroundings(config)?;
     let listeners = open_listeners(config, inherited)?;
-    let log = Log::new(config.level, config.log_format);
+    let mut log = Log::new(config.level, config.log_format);
     let is_first = rustix::process::getpid().is_init();
     if !is_first {
-        let own = Some(rustix::process::getpid());
-        rustix::process::set_child_subreaper(own).map_err(|error| system("become a subreaper", error))?;
+        become_subreaper(&mut log);
     }
     let workers = config.workers.map(|workers| match workers {
         Workers::Auto => cpus::usable(),
@@ -111,6 +111,14 @@ pub fn prepare(config: &Config) -> Result<Running, Error> {
     let launcher = launcher(config, workers, listeners, surroundings, plan.as_ref())?;
     let parts = Parts { brain, launcher, plan, log, no_group: config.no_group, supervised };
     Running::new(parts).map_err(|error| Error::new("watch for events", cause(&error)))
+}
+
+/// Has orphans come to panzer. Where that is not to be had (emulators), panzer is still worth running.
+fn become_subreaper(log: &mut Log) {
+    if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        let text = format!("cannot become a subreaper: {}; orphans are left to others", cause(&error.into()));
+        log.say(Level::Warning, "no_subreaper", &text);
+    }
 }
 
 fn system(action: &str, error: Errno) -> Error {

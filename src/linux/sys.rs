@@ -88,6 +88,12 @@ fn is_ignored(signal: Signal) -> bool {
     read == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
+/// The group that this process is in; `None`: one outside of its PID namespace.
+pub(super) fn own_group() -> Option<Pid> {
+    // SAFETY: getpgrp takes nothing and does not fail.
+    Pid::from_number(unsafe { libc::getpgrp() })
+}
+
 /// Makes `leader`, this process or a child that has not executed yet, the leader of a group of its own.
 /// Async-signal-safe.
 pub(super) fn lead_group(leader: Pid) {

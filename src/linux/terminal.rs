@@ -2,14 +2,13 @@
 //!
 //! Every call may say ENOTTY, ENXIO, EBADF or EACCES where there is no terminal of ours; panzer carries on.
 
-use rustix::process::getpgrp;
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 
-use super::sys::Pid;
+use super::sys::{self, Pid};
 
 /// Whether standard input is a terminal whose foreground group panzer is in, so that it is panzer's to pass on.
 pub(super) fn is_ours() -> bool {
-    tcgetpgrp(rustix::stdio::stdin()) == Ok(getpgrp())
+    foreground().is_some_and(|group| Some(group) == sys::own_group())
 }
 
 /// Makes `group` the terminal's foreground group. SIGTTOU must be blocked. Async-signal-safe.
@@ -21,7 +20,11 @@ pub(super) fn give_to(group: Pid) {
 
 /// Takes the terminal back from `group`, if it still has it: a script that goes on after panzer wants to read.
 pub(super) fn take_back_from(group: Pid) {
-    if tcgetpgrp(rustix::stdio::stdin()).map(Pid::from) == Ok(group) {
-        give_to(getpgrp().into());
+    if let (true, Some(own)) = (foreground() == Some(group), sys::own_group()) {
+        give_to(own);
     }
+}
+
+fn foreground() -> Option<Pid> {
+    tcgetpgrp(rustix::stdio::stdin()).ok().map(Pid::from)
 }

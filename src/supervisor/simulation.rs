@@ -74,6 +74,7 @@ struct World {
     rest: Rest,
     queue: Vec<Event>,
     trace: Vec<String>,
+    tally: Tally,
 }
 
 /// What escaped from the groups.
@@ -94,22 +95,44 @@ fn simulations() -> Vec<u64> {
     }
 }
 
-/// Runs `one` for every seed on all cores; says which seed failed.
-fn for_each_seed(one: fn(u64)) {
+/// How often each kind of thing happened, by name.
+type Tally = BTreeMap<&'static str, u64>;
+
+/// Runs `one` for every seed on all cores and adds up what happened; says which seed failed. Where many were run, each
+/// thing of `expected` must have happened: a model that never gets there proves nothing.
+fn for_each_seed(one: fn(u64) -> Tally, expected: &[&str]) {
     let seeds = simulations();
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let mut total = Tally::new();
     std::thread::scope(|scope| {
-        for part in seeds.chunks(seeds.len().div_ceil(threads).max(1)) {
-            scope.spawn(move || {
-                for seed in part {
-                    if std::panic::catch_unwind(|| one(*seed)).is_err() {
-                        panic!("seed {seed} failed; replay it with PANZER_SEED={seed} cargo test simulation");
-                    }
+        let run_part = |part: &[u64]| {
+            let mut tally = Tally::new();
+            for seed in part {
+                match std::panic::catch_unwind(|| one(*seed)) {
+                    Ok(happened) => add(&mut tally, &happened),
+                    Err(_) => panic!("seed {seed} failed; replay it with PANZER_SEED={seed} cargo test simulation"),
                 }
-            });
+            }
+            tally
+        };
+        let parts = seeds.chunks(seeds.len().div_ceil(threads).max(1));
+        let threads: Vec<_> = parts.map(|part| scope.spawn(move || run_part(part))).collect();
+        for thread in threads {
+            add(&mut total, &thread.join().expect("a seed failed"));
         }
     });
-    eprintln!("{} schedules", seeds.len());
+    eprintln!("{} schedules: {total:?}", seeds.len());
+    if seeds.len() > 1000 {
+        for name in expected {
+            assert!(total.get(name).is_some_and(|count| *count > 100), "{name} hardly ever happens in the model");
+        }
+    }
+}
+
+fn add(total: &mut Tally, happened: &Tally) {
+    for (name, count) in happened {
+        *total.entry(name).or_insert(0) += count;
+    }
 }
 
 fn settings(dice: &mut Dice) -> Settings {
@@ -157,6 +180,7 @@ impl World {
             rest,
             queue: Vec::new(),
             trace: Vec::new(),
+            tally: Tally::new(),
         }
     }
 
@@ -197,7 +221,7 @@ impl World {
                         self.rest.ends = Some(self.now + ms(1));
                     }
                 }
-                Effect::Report(_) => {}
+                Effect::Report(report) => *self.tally.entry(report.event()).or_insert(0) += 1,
                 Effect::Suspend | Effect::TakeTerminal => self.fail("a supervisor has no terminal"),
                 Effect::Exit(status) => {
                     self.exit = Some(status);
@@ -364,16 +388,16 @@ fn is_stopping(supervisor: &Supervisor) -> bool {
     !matches!(supervisor.phase, super::Phase::Running)
 }
 
-fn simulate(seed: u64) {
+fn simulate(seed: u64) -> Tally {
     let mut world = World::new(seed);
     let mut supervisor = Supervisor::new(world.settings.clone(), Duration::ZERO);
     let give_up_at = ms(200_000);
     let mut next_order = ms(world.dice.below(100_000));
     world.queue.push(Event::Time);
-    for step in 0.. {
-        world.check(step < 20_000, "no end in sight");
+    for _ in 0..20_000 {
         while !world.queue.is_empty() {
             let event = world.queue.remove(0);
+            *world.tally.entry("events").or_insert(0) += 1;
             world.trace.push(format!("{:?} {event:?}", world.now));
             let effects = supervisor.handle(world.now, event);
             if world.stop_told.is_none() && is_stopping(&supervisor) {
@@ -384,7 +408,7 @@ fn simulate(seed: u64) {
         }
         if world.exit.is_some() {
             world.check(supervisor.next_deadline().is_none(), "a deadline after the exit");
-            return;
+            return world.tally;
         }
         if let Some(told) = world.stop_told {
             world.check(world.now <= told + world.longest_stop(), "a stop does not end within its schedule");
@@ -412,6 +436,7 @@ fn simulate(seed: u64) {
             world.queue.swap(0, 1);
         }
     }
+    world.fail("no end in sight")
 }
 
 fn of_different_lives(queue: &[Event]) -> bool {
@@ -425,11 +450,32 @@ fn of_different_lives(queue: &[Event]) -> bool {
 
 #[test]
 fn simulation_of_the_supervisor() {
-    for_each_seed(simulate);
+    let expected = [
+        "events",
+        "worker_started",
+        "worker_ready",
+        "all_ready",
+        "worker_ended",
+        "worker_stopped",
+        "worker_not_started",
+        "group_left",
+        "worker_escalated",
+        "worker_abandoned",
+        "giving_up",
+        "fatal_exit",
+        "stopping",
+        "stopping_now",
+        "clearing_rest",
+        "rest_abandoned",
+        "signal_forwarded",
+        "signal_unavailable",
+        "finished",
+    ];
+    for_each_seed(simulate, &expected);
 }
 
 /// Init mode: whatever happens, panzer ends with the child's status, within the linger time after it.
-fn simulate_init(seed: u64) {
+fn simulate_init(seed: u64) -> Tally {
     let mut dice = Dice(Random::new(seed));
     let has_schedule = dice.one_in(2);
     let clear_rest = !dice.one_in(4);
@@ -446,6 +492,8 @@ fn simulate_init(seed: u64) {
     let expected = if end.status().0 == 143 { Status::SUCCESS } else { end.status() };
     let ends_at = ms(dice.below(10_000));
     let rest_goes_after = ms(dice.pick(&[1, 1000, 100_000]));
+    let mut tally = Tally::new();
+    let mut count = |name| *tally.entry(name).or_insert(0) += 1;
     let (mut ended, mut watched, mut rest_since) = (None, false, None);
     let mut now = Duration::ZERO;
     for _ in 0..10_000 {
@@ -467,7 +515,8 @@ fn simulate_init(seed: u64) {
                         assert_eq!(status, expected);
                         let bound = if clear_rest { linger + KILL_GRACE + ms(200) } else { Duration::ZERO };
                         assert!(now <= ended.unwrap() + bound, "the end took too long: {now:?}");
-                        return;
+                        count("exit");
+                        return tally;
                     }
                     Effect::LookForRest => {
                         watched = true;
@@ -475,9 +524,16 @@ fn simulate_init(seed: u64) {
                         events.push(if dice.one_in(2) { Event::NothingLeft } else { Event::RestLeft });
                     }
                     Effect::Spawn(_) => panic!("init mode starts its child once"),
-                    Effect::SignalRest(_) => assert!(watched),
-                    Effect::Signal(..) => assert!(ended.is_none(), "a signal to a child that has ended"),
-                    Effect::Suspend | Effect::TakeTerminal | Effect::Report(_) => {}
+                    Effect::SignalRest(_) => {
+                        count("rest_signalled");
+                        assert!(watched);
+                    }
+                    Effect::Signal(..) => {
+                        count("signal");
+                        assert!(ended.is_none(), "a signal to a child that has ended");
+                    }
+                    Effect::Suspend => count("suspend"),
+                    Effect::TakeTerminal | Effect::Report(_) => {}
                 }
             }
         }
@@ -491,5 +547,5 @@ fn simulate_init(seed: u64) {
 
 #[test]
 fn simulation_of_init_mode() {
-    for_each_seed(simulate_init);
+    for_each_seed(simulate_init, &["exit", "rest_signalled", "signal", "suspend"]);
 }

@@ -6,7 +6,9 @@
 pub(crate) mod load;
 pub(crate) mod panzer;
 pub(crate) mod process;
+pub(crate) mod report;
 pub(crate) mod scratch;
+pub(crate) mod worker;
 
 use std::path::{Path, PathBuf};
 use std::thread;
