@@ -37,6 +37,7 @@
 //! | `exit=N` | exits with status N |
 //! | `kill=SIGNAL` | sends itself that signal, given by its number |
 //! | `ignore=SIGNAL` | ignores that signal, from before the report on |
+//! | `default` | gives every signal its default action and blocks none, from before the report on |
 //! | `record=FILE` | appends the number of each signal that comes, a line each, for ever; from before the report on all signals are blocked |
 //! | `spawn-child` | starts `probe OUTFILE.child sleep` in the same process group |
 //! | `spawn-setsid` | starts `probe OUTFILE.setsid sleep` in a new session, its parent gone |
@@ -75,6 +76,7 @@ enum Action {
     Exit(u8),
     Kill(i32),
     Ignore(i32),
+    Default,
     Record(PathBuf),
     SpawnChild,
     SpawnSetsid,
@@ -93,8 +95,9 @@ fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
     for action in &actions {
         match action {
             Action::Ignore(signal) => ignore(*signal)?,
+            Action::Default => reset_signals(),
             Action::Record(file) => {
-                block_all_signals()?;
+                change_mask(libc::SIG_BLOCK)?;
                 append(file, "")?;
             }
             Action::Sleep
@@ -114,7 +117,7 @@ fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
             Action::Sleep => sleep_for_ever(),
             Action::Exit(status) => return Ok(ExitCode::from(status)),
             Action::Kill(signal) => kill_self(signal)?,
-            Action::Ignore(_) => {}
+            Action::Ignore(_) | Action::Default => {}
             Action::Record(file) => record_signals(&file)?,
             Action::SpawnChild => children.push(spawn_child(&outfile)?),
             Action::SpawnSetsid => spawn_setsid(&outfile)?,
@@ -135,6 +138,7 @@ fn parse_action(text: &OsStr) -> io::Result<Action> {
         "exit" => Action::Exit(value.parse().map_err(|_| unknown())?),
         "kill" => Action::Kill(number()?),
         "ignore" => Action::Ignore(number()?),
+        "default" => Action::Default,
         "record" => Action::Record(value.into()),
         "spawn-child" => Action::SpawnChild,
         "spawn-setsid" => Action::SpawnSetsid,
@@ -317,15 +321,30 @@ const ALL_SIGNALS: u64 = u64::MAX;
 /// The size of that mask, which the system calls want to be told.
 const MASK_SIZE: usize = size_of::<u64>();
 
+/// Blocks or unblocks all signals.
 #[allow(unsafe_code, reason = "a raw system call")]
-fn block_all_signals() -> io::Result<()> {
+fn change_mask(how: i32) -> io::Result<()> {
     let old = std::ptr::null_mut::<u64>();
     let new: *const u64 = &ALL_SIGNALS;
     // SAFETY: `new` points to a mask of the size given, and a null `old` is allowed.
-    match unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, new, old, MASK_SIZE) } {
+    match unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, new, old, MASK_SIZE) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// What whoever started this has set, and what the Rust runtime does, is undone.
+#[allow(unsafe_code, reason = "a raw system call")]
+fn reset_signals() {
+    // The kernel's `struct sigaction`: handler, flags, restorer, mask. Zeros are the default action.
+    let default = [0_u64; 4];
+    let old = std::ptr::null_mut::<u64>();
+    for signal in 1..=64 {
+        // SAFETY: `default` is as long as the structure; a null `old` is allowed. KILL and STOP are refused.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, MASK_SIZE) };
+    }
+    // It fails for no reason but a wrong argument.
+    let _ = change_mask(libc::SIG_UNBLOCK);
 }
 
 /// Appends the number of each signal to `file`, for ever.

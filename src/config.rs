@@ -14,6 +14,9 @@ use crate::supervisor::restart::{Backoff, Restart};
 use crate::supervisor::stop::Schedule;
 use crate::supervisor::worker::Ready;
 
+/// `0.1.0`
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// How many workers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Workers {
@@ -139,6 +142,8 @@ pub struct Config {
     pub show: Option<Show>,
     /// The command and its arguments.
     pub command: Vec<OsString>,
+    /// The variables that give options: panzer's own, not the command's.
+    pub own_variables: Vec<String>,
 }
 
 impl Default for Config {
@@ -168,6 +173,7 @@ impl Default for Config {
             check: false,
             show: None,
             command: Vec::new(),
+            own_variables: Vec::new(),
         }
     }
 }

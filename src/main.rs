@@ -32,7 +32,7 @@ fn shown(config: &Config) -> Result<Option<String>, Error> {
     match config.show {
         Some(Show::ShortHelp) => Ok(Some(help::short())),
         Some(Show::Help) => Ok(Some(help::long())),
-        Some(Show::Version) => Ok(Some(format!("{}\n", help::VERSION))),
+        Some(Show::Version) => Ok(Some(format!("panzer {}\n", panzer::config::VERSION))),
         None if config.check => linux::check(config).map(Some),
         None => Ok(None),
     }

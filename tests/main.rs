@@ -8,4 +8,6 @@
     reason = "a test fails by panicking"
 )]
 
+mod init_mode;
+mod structure;
 mod support;

@@ -4,9 +4,6 @@ use std::fmt::Write;
 
 use super::options::{OPTIONS, Opt};
 
-/// `panzer 0.1.0`
-pub const VERSION: &str = concat!("panzer ", env!("CARGO_PKG_VERSION"));
-
 const USAGE: &str = "panzer [OPTIONS] [--] COMMAND [ARGUMENT]...";
 
 const PURPOSE: &str = "Runs COMMAND as a correct init, or with -n keeps N processes of it alive.";

@@ -45,6 +45,8 @@ pub struct Opt {
     pub long: &'static str,
     /// Its value and what it does.
     pub takes: Takes,
+    /// It says something about workers and means nothing without `-n`.
+    pub needs_workers: bool,
     /// What it does, in one line.
     pub summary: &'static str,
     /// What it is when it is not given; empty: nothing to say.
@@ -83,6 +85,7 @@ pub static OPTIONS: &[Opt] = &[
             });
             Ok(())
         }),
+        needs_workers: false,
         summary: "keep N processes of the command alive; auto: one for each CPU that may be used (affinity, cgroup quota)",
         default: "one child, as a plain init",
     },
@@ -94,6 +97,7 @@ pub static OPTIONS: &[Opt] = &[
             config.dir = Some(PathBuf::from(value));
             Ok(())
         }),
+        needs_workers: false,
         summary: "run the command in DIR; a link is followed anew at each start",
         default: "where panzer was started",
     },
@@ -105,6 +109,7 @@ pub static OPTIONS: &[Opt] = &[
             config.user = Some(text(value)?.to_owned());
             Ok(())
         }),
+        needs_workers: false,
         summary: "run the command as USER (a name of /etc/passwd, or a number) with that user's groups",
         default: "as panzer itself",
     },
@@ -116,6 +121,7 @@ pub static OPTIONS: &[Opt] = &[
             config.umask = Some(values::octal(text(value)?)?);
             Ok(())
         }),
+        needs_workers: false,
         summary: "the command's file mode creation mask, in octal",
         default: "panzer's own",
     },
@@ -127,6 +133,7 @@ pub static OPTIONS: &[Opt] = &[
             config.env_dir = Some(PathBuf::from(value));
             Ok(())
         }),
+        needs_workers: false,
         summary: "one variable a file, as envdir does it: the first line is the value, an empty file unsets",
         default: "",
     },
@@ -138,6 +145,7 @@ pub static OPTIONS: &[Opt] = &[
             config.listen.push(values::listen(text(value)?)?);
             Ok(())
         }),
+        needs_workers: false,
         summary: "bind a socket and hand it down from fd 3 on: 8080, tcp://[::]:8080, udp://127.0.0.1:53, unix:///run/a.sock?mode=660; further ?nonblock and ?v6only",
         default: "",
     },
@@ -149,6 +157,7 @@ pub static OPTIONS: &[Opt] = &[
             config.listen_env = values::listen_env(text(value)?)?;
             Ok(())
         }),
+        needs_workers: false,
         summary: "which variables tell the command about its sockets: systemd, server-starter, einhorn, or none",
         default: "systemd,server-starter",
     },
@@ -160,6 +169,7 @@ pub static OPTIONS: &[Opt] = &[
             config.backlog = values::number(text(value)?, 1, 1 << 30)?;
             Ok(())
         }),
+        needs_workers: false,
         summary: "the length of each listener's queue; the kernel cuts it to net.core.somaxconn",
         default: "4096",
     },
@@ -171,6 +181,7 @@ pub static OPTIONS: &[Opt] = &[
             config.ready = ready(text(value)?)?;
             Ok(())
         }),
+        needs_workers: true,
         summary: "when a worker counts as ready: exec (its program runs) or delay:T (it has lived that long)",
         default: "delay:1s",
     },
@@ -187,6 +198,7 @@ pub static OPTIONS: &[Opt] = &[
             };
             Ok(())
         }),
+        needs_workers: true,
         summary: "start a worker again after it ended: always, on-failure or never",
         default: "always",
     },
@@ -198,6 +210,7 @@ pub static OPTIONS: &[Opt] = &[
             config.backoff = backoff(text(value)?)?;
             Ok(())
         }),
+        needs_workers: true,
         summary: "wait before a restart: not at all the first time, then MIN, doubling up to MAX; forgotten after a good \
                   minute",
         default: "100ms:30s",
@@ -210,6 +223,7 @@ pub static OPTIONS: &[Opt] = &[
             config.crash_limit = values::number(text(value)?, 0, u32::MAX)?;
             Ok(())
         }),
+        needs_workers: true,
         summary: "give up after N early deaths: lives in a row that ended before any worker was ever ready; 0: never",
         default: "5",
     },
@@ -221,6 +235,7 @@ pub static OPTIONS: &[Opt] = &[
             config.fatal_exits.push(values::status(text(value)?)?);
             Ok(())
         }),
+        needs_workers: true,
         summary: "a status that ends everything: a worker ends with it, all are stopped, panzer exits with it",
         default: "",
     },
@@ -232,6 +247,7 @@ pub static OPTIONS: &[Opt] = &[
             config.stop = Some(Schedule::parse(text(value)?)?);
             Ok(())
         }),
+        needs_workers: false,
         summary: "how to stop a worker: signals and the seconds between them; without KILL at the end it is waited for",
         default: "TERM/25/KILL; in init mode signals are only forwarded",
     },
@@ -243,6 +259,7 @@ pub static OPTIONS: &[Opt] = &[
             config.linger = values::duration(text(value)?)?;
             Ok(())
         }),
+        needs_workers: false,
         summary: "time after TERM for what is left behind at the end; no wait when nothing is left",
         default: "2s",
     },
@@ -260,6 +277,7 @@ pub static OPTIONS: &[Opt] = &[
             config.on.push((signal, action));
             Ok(())
         }),
+        needs_workers: false,
         summary: "what a signal to panzer does: stop, stop-now, forward, forward:SIG or ignore",
         default: "",
     },
@@ -268,6 +286,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "no-group",
         takes: Takes::Nothing(|config| config.no_group = true),
+        needs_workers: false,
         summary: "signal the main process only, not its process group; in init mode leave alone what it leaves behind",
         default: "",
     },
@@ -280,6 +299,7 @@ pub static OPTIONS: &[Opt] = &[
             config.pdeathsig = Some(Signal::parse(name).ok_or_else(|| format!("\"{name}\" is no signal"))?);
             Ok(())
         }),
+        needs_workers: false,
         summary: "panzer itself gets SIG when its own parent dies",
         default: "",
     },
@@ -291,6 +311,7 @@ pub static OPTIONS: &[Opt] = &[
             config.ok_exits.push(values::status(text(value)?)?);
             Ok(())
         }),
+        needs_workers: false,
         summary: "count this exit status as 0 (143 is an end by TERM)",
         default: "",
     },
@@ -299,6 +320,7 @@ pub static OPTIONS: &[Opt] = &[
         short: Some('q'),
         long: "quiet",
         takes: Takes::Nothing(|config| config.level = Level::Warning),
+        needs_workers: false,
         summary: "print warnings and errors only",
         default: "",
     },
@@ -307,6 +329,7 @@ pub static OPTIONS: &[Opt] = &[
         short: Some('v'),
         long: "verbose",
         takes: Takes::Nothing(|config| config.level = Level::Debug),
+        needs_workers: false,
         summary: "print every start, end and signal",
         default: "",
     },
@@ -322,6 +345,7 @@ pub static OPTIONS: &[Opt] = &[
             };
             Ok(())
         }),
+        needs_workers: false,
         summary: "lines on stderr: text, or one JSON object each (json)",
         default: "text",
     },
@@ -330,6 +354,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "check",
         takes: Takes::Nothing(|config| config.check = true),
+        needs_workers: false,
         summary: "check and say what would run; starts nothing",
         default: "",
     },
@@ -338,6 +363,7 @@ pub static OPTIONS: &[Opt] = &[
         short: Some('h'),
         long: "help",
         takes: Takes::Nothing(|config| config.show = Some(Show::Help)),
+        needs_workers: false,
         summary: "print this help; -h is the short one",
         default: "",
     },
@@ -346,6 +372,7 @@ pub static OPTIONS: &[Opt] = &[
         short: Some('V'),
         long: "version",
         takes: Takes::Nothing(|config| config.show = Some(Show::Version)),
+        needs_workers: false,
         summary: "print the version",
         default: "",
     },

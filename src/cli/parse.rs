@@ -19,7 +19,8 @@ pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Config, Error> {
-    let mut config = Config::default();
+    let own_variables = OPTIONS.iter().map(Opt::variable).collect();
+    let mut config = Config { own_variables, ..Config::default() };
     let mut given = Vec::new();
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next().map_err(|error| surplus_value(&error))? {
@@ -51,10 +52,15 @@ pub fn parse(
             }
         }
     }
+    let mut useless = OPTIONS.iter().filter(|option| option.needs_workers && given.contains(&option.long));
     for option in OPTIONS.iter().filter(|option| !given.contains(&option.long)) {
         if let Some(value) = variable(&option.variable()) {
             apply_variable(&mut config, option, &value)?;
         }
+    }
+    // A variable may be set for a whole image; what is typed must mean something.
+    if let (None, None, Some(option)) = (config.workers, config.show, useless.next()) {
+        return Err(Error::new(format!("use --{}", option.long), "it is about workers and needs --workers"));
     }
     if config.command.is_empty() && config.show.is_none() {
         return Err(Error::new("start", "no command given; see panzer -h"));
@@ -161,6 +167,7 @@ mod tests {
             (&["--linger", "2x", "x"], "cannot use --linger 2x: \"2x\" is no duration (write 500ms, 10s, 5m or 1h)"),
             (&["--stop", "TERM/x", "y"], "cannot use --stop TERM/x: \"x\" is no number of seconds"),
             (&["--on", "KILL=stop", "y"], "cannot use --on KILL=stop: SIGKILL cannot be given another action"),
+            (&["--restart", "never", "y"], "cannot use --restart: it is about workers and needs --workers"),
             (&["--backoff", "2s:1s", "y"], "cannot use --backoff 2s:1s: MIN is longer than MAX"),
         ] {
             match read(arguments) {

@@ -7,7 +7,6 @@ use super::env_dir::{self, Change};
 use super::listen::{self, Listener};
 use super::sys::StringList;
 use super::users::Credentials;
-use crate::cli::options::OPTIONS;
 use crate::config::ListenEnv;
 use crate::supervisor::WorkerId;
 
@@ -25,6 +24,8 @@ const OF_A_SUPERVISOR: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_
 
 /// What the environment is made from.
 pub(super) struct Ingredients<'a> {
+    /// Variables that give panzer's options.
+    pub(super) own_variables: &'a [String],
     /// How many workers; `None`: init mode, where the child is told nothing about workers.
     pub(super) workers: Option<u32>,
     /// What workers inherit.
@@ -44,9 +45,8 @@ pub(super) struct Ingredients<'a> {
 /// The variables that are the same for every worker.
 pub(super) fn common(inherited: impl Iterator<Item = (OsString, OsString)>, from: &Ingredients<'_>) -> StringList {
     let replaced = from.workers.is_some() || !from.listeners.is_empty();
-    let options: Vec<String> = OPTIONS.iter().map(super::super::cli::options::Opt::variable).collect();
     let mut variables: Vec<(OsString, OsString)> = inherited
-        .filter(|(name, _)| !options.iter().any(|option| name == OsStr::new(option)))
+        .filter(|(name, _)| !from.own_variables.iter().any(|own| name == OsStr::new(own)))
         .filter(|(name, _)| !(replaced && is_of_listeners(name)))
         .filter(|(name, _)| from.workers.is_none() || !OF_A_SUPERVISOR.iter().any(|known| name == *known))
         .collect();

@@ -17,6 +17,7 @@ use super::log::Log;
 use super::spawn::{Failure, Launcher};
 use super::sys::{self, Pid, Target};
 use super::{processes, terminal};
+use crate::config::VERSION;
 use crate::error::{Status, cause};
 use crate::signals::Signal;
 use crate::supervisor::init::Init;
@@ -189,12 +190,8 @@ impl Running {
     /// One line about what runs, in supervise mode.
     fn announce(&mut self) {
         let Brain::Supervise(supervisor) = &self.parts.brain else { return };
-        let mut text = format!(
-            "{} keeps {} of {} alive",
-            crate::cli::help::VERSION,
-            supervisor.size(),
-            self.parts.launcher.command.display()
-        );
+        let (count, command) = (supervisor.size(), self.parts.launcher.command.display());
+        let mut text = format!("version {VERSION}, workers: {count} of {command}");
         let mut separator = ", listening on ";
         for listener in &self.parts.launcher.listeners {
             text.push_str(separator);

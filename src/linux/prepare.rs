@@ -195,6 +195,7 @@ fn launcher(
         death_pipe = Some(DeathPipe::new(lowest).map_err(|error| system("make a pipe", error))?);
     }
     let ingredients = Ingredients {
+        own_variables: &config.own_variables,
         workers,
         listeners: &listeners,
         listen_env: config.listen_env,

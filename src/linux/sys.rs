@@ -262,12 +262,14 @@ pub(super) fn adopt(number: RawFd) -> Option<OwnedFd> {
 
 /// Takes the program's own code and constants out of this process's resident memory; what runs next is mapped again
 /// from the page cache, 64 kB at a time. Most of panzer runs once, at its start, and need not stay.
+///
+/// Inlined, and the code last of all: so what comes back at once is the place that called it, and no more.
 #[inline(always)]
 pub(super) fn release_program() {
     // SAFETY: getauxval reads what the kernel has told this process.
-    let (table, count) = unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };
-    let table = table as *const libc::Elf64_Phdr;
-    let Ok(count) = usize::try_from(count) else { return };
+    let table = unsafe { libc::getauxval(libc::AT_PHDR) } as *const libc::Elf64_Phdr;
+    // SAFETY: as above.
+    let count = usize::try_from(unsafe { libc::getauxval(libc::AT_PHNUM) }).unwrap_or(0);
     if table.is_null() {
         return;
     }
@@ -275,17 +277,17 @@ pub(super) fn release_program() {
     let headers = unsafe { std::slice::from_raw_parts(table, count) };
     let own = headers.iter().find(|header| header.p_type == libc::PT_PHDR).map(|header| header.p_vaddr);
     let bias = own.map_or(0, |address| (table as u64).wrapping_sub(address));
-    // The code segment comes last of those that count, so that no more of it than this very place is mapped again.
-    for header in
-        headers.iter().rev().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0)
-    {
-        let start = header.p_vaddr.wrapping_add(bias) & !(PAGE - 1);
-        let end = header.p_vaddr.wrapping_add(bias).wrapping_add(header.p_memsz);
+    let unwritten = |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;
+    for header in headers.iter().rev().filter(unwritten) {
+        let start = header.p_vaddr.wrapping_add(bias);
+        let start_of_page = start & !(PAGE - 1);
+        let Ok(length) = usize::try_from(start.wrapping_add(header.p_memsz).wrapping_sub(start_of_page)) else {
+            return;
+        };
+        let start = start_of_page as *mut libc::c_void;
         // SAFETY: the range is a segment of the program's file that is mapped without leave to write, so its pages
         // hold nothing but the file's bytes, and those come back at the next access.
-        let _ = unsafe {
-            rustix::mm::madvise(start as *mut libc::c_void, (end - start) as usize, rustix::mm::Advice::LinuxDontNeed)
-        };
+        let _ = unsafe { rustix::mm::madvise(start, length, rustix::mm::Advice::LinuxDontNeed) };
     }
 }
 

@@ -66,6 +66,6 @@ impl Report {
 pub(crate) fn recorded(file: &Path) -> Vec<i32> {
     let text = fs::read_to_string(file).unwrap_or_default();
     // A line without its end is still being written.
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     whole.lines().map(|line| line.parse().expect("a signal's number")).collect()
 }

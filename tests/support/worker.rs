@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use super::panzer::{Panzer, Running, shell_status};
+use super::report::recorded;
 use super::{example, process, wait_for};
 
 /// Starts panzer with these options, separated by blanks, and this command.
@@ -132,14 +133,6 @@ pub(crate) fn wait_reports(directory: &Path, count: usize) -> BTreeMap<u32, Give
 #[track_caller]
 pub(crate) fn wait_report(directory: &Path, pid: u32) -> Given {
     wait_for(&format!("there is a report of {pid}"), || Given::read(directory.join(pid.to_string())))
-}
-
-/// The signals that a `probe` with `record=FILE` got so far.
-pub(crate) fn recorded(file: &Path) -> Vec<i32> {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    // A line that is being written has no end yet.
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    whole.lines().map(|line| line.parse().expect("a signal's number")).collect()
 }
 
 /// Waits until exactly these signals were recorded.

@@ -1,0 +1,23 @@
+# Completion of panzer for bash; made by `cargo run --example render`.
+_panzer() {
+    local cur=${COMP_WORDS[COMP_CWORD]} i word
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        case $word in
+            --) ((i++)); break ;;
+            -n|--workers|-d|--dir|-u|--user|--umask|--env-dir|-l|--listen|--listen-env|--backlog|--ready|--restart|--backoff|--crash-limit|--fatal-exit|--stop|--linger|--on|--pdeathsig|--ok-exit|--log-format) ((i++)) ;;
+            -*) ;;
+            *) break ;;
+        esac
+    done
+    if ((i < COMP_CWORD)); then
+        _command_offset "$i" 2>/dev/null || COMPREPLY=($(compgen -f -- "$cur"))
+    elif ((i > COMP_CWORD)); then
+        COMPREPLY=($(compgen -f -- "$cur"))
+    elif [[ $cur == -* ]]; then
+        COMPREPLY=($(compgen -W '-n --workers -d --dir -u --user --umask --env-dir -l --listen --listen-env --backlog --ready --restart --backoff --crash-limit --fatal-exit --stop --linger --on --no-group --pdeathsig --ok-exit -q --quiet -v --verbose --log-format --check -h --help -V --version' -- "$cur"))
+    else
+        COMPREPLY=($(compgen -c -- "$cur"))
+    fi
+}
+complete -F _panzer panzer
