@@ -38,6 +38,7 @@ const GUARD_RETRY: Duration = Duration::from_secs(5);
 
 /// `sizeof(struct signalfd_siginfo)`, and where in it number, code and sender stand (`signalfd(2)`).
 const SIGNAL_RECORD: usize = 128;
+const SIGNALS_AT_ONCE: usize = 16;
 const SENDER_AT: usize = 12;
 
 /// What an epoll event is about; a child's is its pid, above these.
@@ -333,17 +334,16 @@ impl Running {
     }
 
     fn read_signals(&mut self) {
-        let mut records = [0_u8; SIGNAL_RECORD * 16];
-        loop {
-            let Ok(length) = rustix::io::read(&self.signals, &mut records) else { return };
-            for record in records.chunks_exact(SIGNAL_RECORD).take(length / SIGNAL_RECORD) {
-                let (Some(signal), Some(sender)) = (word(record, 0), word(record, SENDER_AT)) else { continue };
-                let Some(signal) = Signal::from_number(signal.into()) else { continue };
-                // What panzer sends to itself is SIGPIPE, for a line that nobody reads.
-                let own = i32::try_from(sender) == Ok(self.own.number());
-                if signal != Signal::CHLD && !own {
-                    self.events.push_back(Event::Signal(signal));
-                }
+        // What is not read now wakes the loop again, so that a flood of signals does not keep it from the rest.
+        let mut records = [0_u8; SIGNAL_RECORD * SIGNALS_AT_ONCE];
+        let Ok(length) = rustix::io::read(&self.signals, &mut records) else { return };
+        for record in records.chunks_exact(SIGNAL_RECORD).take(length / SIGNAL_RECORD) {
+            let (Some(signal), Some(sender)) = (word(record, 0), word(record, SENDER_AT)) else { continue };
+            let Some(signal) = Signal::from_number(signal.into()) else { continue };
+            // What panzer sends to itself is SIGPIPE, for a line that nobody reads.
+            let own = i32::try_from(sender) == Ok(self.own.number());
+            if signal != Signal::CHLD && !own {
+                self.events.push_back(Event::Signal(signal));
             }
         }
     }

@@ -48,8 +48,13 @@ impl Log {
             LogFormat::Text => format!("panzer: {text}"),
             LogFormat::Json => json(level, event, slot, pid, text),
         };
-        if self.lost > 0 && self.format == LogFormat::Text {
-            let _ = write!(line, " ({} lines before this one were lost)", self.lost);
+        match (self.lost, self.format) {
+            (0, _) => {}
+            (lost, LogFormat::Text) => drop(write!(line, " ({lost} lines before this one were lost)")),
+            (lost, LogFormat::Json) => {
+                line.pop();
+                let _ = write!(line, ",\"lost\":{lost}}}");
+            }
         }
         let end = (0..=LONGEST_LINE - 1).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
         line.truncate(end);
