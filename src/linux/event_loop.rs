@@ -18,11 +18,11 @@ use super::spawn::{Failure, Launcher};
 use super::sys::{self, Pid, Target};
 use super::{processes, terminal};
 use crate::config::VERSION;
-use crate::error::{Status, cause};
+use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
 use crate::supervisor::init::Init;
 use crate::supervisor::report::Level;
-use crate::supervisor::{Effect, End, Event, Supervisor, WorkerId};
+use crate::supervisor::{Effect, End, Event, NotRun, Supervisor, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
@@ -297,7 +297,15 @@ impl Running {
     fn spawn(&mut self, worker: WorkerId) {
         let spawned = match self.parts.launcher.start(worker) {
             Ok(spawned) => spawned,
-            Err(error) => return self.events.push_back(Event::NotStarted(worker, cause(&error))),
+            Err(error) => {
+                let object =
+                    if self.parts.supervised { format!("worker {}", worker.slot) } else { "the command".to_owned() };
+                let why = NotRun {
+                    status: Status::REFUSED,
+                    error: Error::new(format!("start {object}"), cause(&error)).to_string(),
+                };
+                return self.events.push_back(Event::NotStarted(worker, why));
+            }
         };
         let pid = spawned.pid;
         if let Some(guard) = &self.guard
@@ -390,10 +398,8 @@ impl Running {
         let worker = child.worker;
         let event = match child.failure.take() {
             None => Event::Exited { worker, end, group_left },
-            Some(failure) if failure.passing => Event::NotStarted(worker, failure.error),
-            Some(Failure { status, error, .. }) => {
-                Event::Exited { worker, end: End::CannotRun { status, error }, group_left }
-            }
+            Some(Failure { why, passing: true }) => Event::NotStarted(worker, why),
+            Some(Failure { why, passing: false }) => Event::Exited { worker, end: End::CannotRun(why), group_left },
         };
         self.events.push_back(event);
     }

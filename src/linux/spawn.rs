@@ -18,7 +18,7 @@ use super::terminal;
 use super::users::Credentials;
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
-use crate::supervisor::WorkerId;
+use crate::supervisor::{NotRun, WorkerId};
 
 /// Where execvp(3) looks when there is no PATH.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -47,10 +47,8 @@ impl Step {
 /// Why a child did not get as far as its program.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Failure {
-    /// `cannot run ./app: No such file or directory`
-    pub(super) error: String,
-    /// What panzer would exit with for it.
-    pub(super) status: Status,
+    /// What it was.
+    pub(super) why: NotRun,
     /// The system was short of something: worth trying again.
     pub(super) passing: bool,
 }
@@ -274,7 +272,7 @@ impl Launcher {
             _ => Status::REFUSED,
         };
         let passing = matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ETXTBSY);
-        Some(Failure { error, status, passing })
+        Some(Failure { why: NotRun { status, error }, passing })
     }
 
     /// What has come over the pipe: `None` while the child has neither executed nor failed.

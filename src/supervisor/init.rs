@@ -70,10 +70,8 @@ impl Init {
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::NotStarted(_, cause) => {
-                let error = format!("cannot start the command: {cause}");
-                self.ended(&End::CannotRun { status: Status::REFUSED, error }, &mut effects);
-            }
+            // There is nothing that a second try could be for: whoever started panzer waits for an answer.
+            Event::NotStarted(_, why) => self.ended(&End::CannotRun(why), &mut effects),
             Event::Exited { end, .. } => self.ended(&end, &mut effects),
             Event::Suspended(signal) => {
                 if signal == Signal::TSTP || signal == Signal::TTIN || signal == Signal::TTOU {
@@ -108,7 +106,7 @@ impl Init {
         let status = end.status();
         let status = if self.settings.ok_exits.contains(&status.0) { Status::SUCCESS } else { status };
         let report = match end {
-            End::CannotRun { .. } => Report::Ended(CHILD, end.clone(), super::report::Next::Stop),
+            End::CannotRun(_) => Report::Ended(CHILD, end.clone(), super::report::Next::Stop),
             End::Exited(_) | End::Killed { .. } => Report::Stopped(CHILD, end.clone()),
         };
         effects.push(Effect::Report(report));

@@ -53,12 +53,17 @@ pub enum End {
         core: bool,
     },
     /// The command could not be executed.
-    CannotRun {
-        /// 125 for the worker's surroundings, 126 or 127 for the command itself.
-        status: Status,
-        /// `cannot run ./app: No such file or directory`
-        error: String,
-    },
+    CannotRun(NotRun),
+}
+
+/// Why a command was not executed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NotRun {
+    /// What panzer exits with where that is the end: 125 for panzer's or the worker's surroundings, 126 or 127 for the
+    /// command itself.
+    pub status: Status,
+    /// `cannot run ./app: No such file or directory`
+    pub error: String,
 }
 
 impl End {
@@ -68,7 +73,7 @@ impl End {
         match self {
             Self::Exited(status) => Status(*status),
             Self::Killed { signal, .. } => Status(128 + signal.number()),
-            Self::CannotRun { status, .. } => *status,
+            Self::CannotRun(not_run) => not_run.status,
         }
     }
 }
@@ -76,8 +81,8 @@ impl End {
 /// What happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// The process asked for could not be made (EAGAIN, ENOMEM, EMFILE): the cause.
-    NotStarted(WorkerId, String),
+    /// The system is short of something that a start needs (EAGAIN, ENOMEM, EMFILE); it is no fault of the worker's.
+    NotStarted(WorkerId, NotRun),
     /// The worker's program was executed.
     Executed(WorkerId),
     /// The worker's main process ended and was reaped.
@@ -227,7 +232,7 @@ impl Supervisor {
             return effects;
         }
         match event {
-            Event::NotStarted(worker, cause) => self.not_started(now, worker, cause, &mut effects),
+            Event::NotStarted(worker, why) => self.not_started(now, worker, why, &mut effects),
             Event::Executed(worker) => self.executed(now, worker, &mut effects),
             Event::Exited { worker, end, group_left } => self.exited(now, worker, end, group_left, &mut effects),
             Event::GroupGone(worker) => self.leftovers.retain(|leftover| leftover.worker != worker),
@@ -257,7 +262,7 @@ impl Supervisor {
         self.slots.get_mut(usize::try_from(worker.slot).ok()?).filter(|slot| slot.worker == worker)
     }
 
-    fn not_started(&mut self, now: Duration, worker: WorkerId, cause: String, effects: &mut Vec<Effect>) {
+    fn not_started(&mut self, now: Duration, worker: WorkerId, why: NotRun, effects: &mut Vec<Effect>) {
         let Self { slots, random, settings, phase, .. } = self;
         let Some(slot) = slots.iter_mut().find(|slot| slot.worker == worker && slot.has_process()) else { return };
         if !matches!(phase, Phase::Running) {
@@ -268,7 +273,7 @@ impl Supervisor {
         slot.failures += 1;
         let delay = settings.backoff.delay(slot.failures.max(2), random).max(SHORTEST_RETRY);
         slot.state = State::Waiting { until: now + delay };
-        effects.push(Effect::Report(Report::NotStarted(worker, cause, delay)));
+        effects.push(Effect::Report(Report::NotStarted(worker, why, delay)));
     }
 
     fn executed(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
@@ -320,7 +325,7 @@ impl Supervisor {
         if self.settings.fatal_exits.contains(&status.0) {
             return Next::Stop;
         }
-        if matches!(end, End::CannotRun { .. }) && !self.ever_ran {
+        if matches!(end, End::CannotRun(_)) && !self.ever_ran {
             return Next::Stop;
         }
         match (self.settings.restart, success) {

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{End, WorkerId};
+use super::{End, NotRun, WorkerId};
 use crate::signals::Signal;
 
 /// How loud a line is.
@@ -63,7 +63,7 @@ pub enum Report {
     /// A worker ended that was told to.
     Stopped(WorkerId, End),
     /// The kernel had no process to give; why, and when the next try is.
-    NotStarted(WorkerId, String, Duration),
+    NotStarted(WorkerId, NotRun, Duration),
     /// The main process ended, others of its process group did not and were told to.
     GroupLeft(WorkerId),
     /// A step of the stop schedule after the first.
@@ -96,7 +96,7 @@ impl Report {
     pub fn level(&self) -> Level {
         match self {
             Self::NotStarted(..) | Self::Abandoned(_) | Self::GivingUp(_) | Self::FatalExit(..) => Level::Error,
-            Self::RestAbandoned | Self::Ended(_, End::CannotRun { .. }, _) => Level::Error,
+            Self::RestAbandoned | Self::Ended(_, End::CannotRun(_), _) => Level::Error,
             Self::Ended(..) | Self::Escalated(..) | Self::Unavailable(..) => Level::Warning,
             Self::Replaced(_) | Self::AllReady(_) | Self::GroupLeft(_) => Level::Info,
             Self::Stopping(..) | Self::StoppingNow(..) | Self::ClearingRest(_) | Self::Finished => Level::Info,
@@ -154,6 +154,12 @@ impl Report {
             Self::Ready(w) => format!("{} is ready", worker(w)),
             Self::AllReady(1) => "the worker is ready".to_owned(),
             Self::AllReady(count) => format!("all {count} workers are ready"),
+            Self::Ended(w, End::CannotRun(why), next) => match next {
+                Next::Now => format!("{}; trying again for worker {}", why.error, w.slot),
+                Next::After(delay) => format!("{}; trying again for worker {} in {}", why.error, w.slot, Human(*delay)),
+                Next::Nobody => format!("{}; worker {} is not started again", why.error, w.slot),
+                Next::Stop => why.error.clone(),
+            },
             Self::Ended(w, end, next) => match next {
                 Next::Now => format!("{} {end}; starting a new one", worker(w)),
                 Next::After(delay) => format!("{} {end}; starting a new one in {}", worker(w), Human(*delay)),
@@ -161,9 +167,7 @@ impl Report {
                 Next::Stop => format!("{} {end}", worker(w)),
             },
             Self::Stopped(w, end) => format!("{} {end}", worker(w)),
-            Self::NotStarted(w, cause, delay) => {
-                format!("cannot start worker {}: {cause}; trying again in {}", w.slot, Human(*delay))
-            }
+            Self::NotStarted(_, why, delay) => format!("{}; trying again in {}", why.error, Human(*delay)),
             Self::GroupLeft(w) => format!("{} left processes behind in its group; stopping them", worker(w)),
             Self::Escalated(w, signal) => format!("{} did not end in time; sent {signal}", worker(w)),
             Self::Abandoned(w) => format!("cannot kill {}: the kernel does not let it go; going on", worker(w)),
@@ -207,7 +211,7 @@ impl fmt::Display for End {
             Self::Exited(status) => write!(f, "ended with status {status}"),
             Self::Killed { signal, core: false } => write!(f, "was killed by {signal}"),
             Self::Killed { signal, core: true } => write!(f, "was killed by {signal} (core dumped)"),
-            Self::CannotRun { error, .. } => write!(f, "{error}"),
+            Self::CannotRun(why) => f.write_str(&why.error),
         }
     }
 }

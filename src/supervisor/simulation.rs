@@ -12,7 +12,7 @@ use super::init::{self, CHILD, Init};
 use super::restart::{Backoff, Random, Restart};
 use super::stop::{KILL_GRACE, Schedule};
 use super::worker::Ready;
-use super::{Effect, End, Event, Settings, Supervisor, WorkerId};
+use super::{Effect, End, Event, NotRun, Settings, Supervisor, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
 
@@ -251,14 +251,14 @@ impl World {
         if self.dice.one_in(15) {
             self.fork_failed.insert(worker.slot, true);
             self.vacant_since.insert(worker.slot, self.now);
-            self.queue.push(Event::NotStarted(worker, "EAGAIN".to_owned()));
+            self.queue.push(Event::NotStarted(worker, NotRun { status: Status::REFUSED, error: "EAGAIN".to_owned() }));
             return;
         }
         self.fork_failed.insert(worker.slot, false);
         let executes = self.now + ms(self.dice.pick(&[0, 1, 1, 500]));
         let end = match self.dice.below(8) {
             0 => End::Killed { signal: Signal::KILL, core: false },
-            1 => End::CannotRun { status: Status::NOT_FOUND, error: "x".to_owned() },
+            1 => End::CannotRun(NotRun { status: Status::NOT_FOUND, error: "x".to_owned() }),
             2 => End::Exited(7),
             3 => End::Exited(3),
             4 => End::Exited(1),
@@ -323,7 +323,7 @@ impl World {
         for (worker, process) in &mut self.processes {
             if process.executes.is_some_and(|at| at <= now) {
                 process.executes = None;
-                let fails = matches!(process.ends, Some((at, End::CannotRun { .. })) if at <= now);
+                let fails = matches!(process.ends, Some((at, End::CannotRun(_))) if at <= now);
                 if !fails {
                     self.queue.push(Event::Executed(*worker));
                 }
@@ -371,7 +371,7 @@ impl World {
         match self.dice.below(4) {
             0 => Event::Exited { worker, end: End::Exited(1), group_left: self.dice.one_in(2) },
             1 => Event::Executed(worker),
-            2 => Event::NotStarted(worker, "stale".to_owned()),
+            2 => Event::NotStarted(worker, NotRun { status: Status::REFUSED, error: "stale".to_owned() }),
             _ => Event::Time,
         }
     }
