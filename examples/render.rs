@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use panzer::cli::help::flags;
-use panzer::cli::options::{OPTIONS, Opt, Takes};
+use panzer::cli::options::{OPTIONS, Takes};
 
 const BEGIN: &str = "<!-- options: made by `cargo run --example render` -->\n";
 const END: &str = "<!-- options end -->\n";
@@ -83,21 +83,18 @@ fn man() -> String {
     out.push_str(
         ".SH SIGNALS\nWithout \\fB\\-n\\fR every signal is forwarded to the process group of COMMAND; TSTP, TTIN and \
          TTOU stop it. With \\fB\\-n\\fR TERM and INT run the stop schedule on all workers, a second INT and QUIT kill \
-         them, and the other signals are forwarded. \\fB\\-\\-on\\fR changes that.\n\
+         them, HUP, USR1, USR2, TTIN and TTOU are reserved, and the others are forwarded. \\fB\\-\\-on\\fR changes that.\n\
          .SH \"EXIT STATUS\"\nWithout \\fB\\-n\\fR that of COMMAND, 128+n when signal n killed it. With \\fB\\-n\\fR 0 \
          after a stop, 137 when something had to be killed. 125 when panzer itself refuses, 126 when COMMAND cannot be \
          executed, 127 when it is not found.\n.SH ENVIRONMENT\nEach long option also reads from a variable:\n",
     );
-    for option in OPTIONS.iter().filter(|option| has_variable(option)) {
-        let _ = write!(out, ".TP\n.B {}\nas \\fB{}\\fR\n", option.variable(), roff(&format!("--{}", option.long)));
+    for option in OPTIONS {
+        if let Some(variable) = option.variable() {
+            let _ = write!(out, ".TP\n.B {variable}\nas \\fB{}\\fR\n", roff(&format!("--{}", option.long)));
+        }
     }
     out.push_str(".SH \"SEE ALSO\"\n.BR signal (7),\n.BR sd_listen_fds (3),\n.BR tini (1)\n");
     out
-}
-
-/// Asking for help is for the command line alone.
-fn has_variable(option: &Opt) -> bool {
-    option.long != "help" && option.long != "version"
 }
 
 fn bash() -> String {

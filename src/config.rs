@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::error::Status;
 use crate::signals::Signal;
-use crate::supervisor::commands::Action;
+use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
 use crate::supervisor::restart::{Backoff, Restart};
 use crate::supervisor::stop::Schedule;
@@ -119,7 +120,7 @@ pub struct Config {
     /// Lives in a row that may end before any worker is ready; 0: any number.
     pub crash_limit: u32,
     /// Statuses that end it all.
-    pub fatal_exits: Vec<u8>,
+    pub fatal_exits: Vec<Status>,
     /// How workers are stopped; `None`: TERM/25/KILL in supervise mode, nothing of our own in init mode.
     pub stop: Option<Schedule>,
     /// How long what was left behind may take after TERM.
@@ -135,7 +136,7 @@ pub struct Config {
     /// How they look.
     pub log_format: LogFormat,
     /// Statuses that count as 0.
-    pub ok_exits: Vec<u8>,
+    pub ok_exits: Vec<Status>,
     /// Check and say what would run.
     pub check: bool,
     /// Print this instead.
@@ -174,6 +175,18 @@ impl Default for Config {
             show: None,
             command: Vec::new(),
             own_variables: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// The quietest lines that are printed. The ordinary course of things is not in init mode, which takes the place of
+    /// programs that say nothing.
+    #[must_use]
+    pub fn shown_level(&self) -> Level {
+        match self.level {
+            Level::Info if self.workers.is_none() => Level::Warning,
+            Level::Error | Level::Warning | Level::Info | Level::Debug => self.level,
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Must never print by itself: `main` and `linux::log` do that, in one place each.
 
+use std::ffi::OsStr;
 use std::fmt;
 
 /// What panzer exits with.
@@ -56,6 +57,15 @@ impl fmt::Display for Error {
             if c.is_ascii_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
         }
         Ok(())
+    }
+}
+
+/// A value as the user typed it: bare, or in quotes where it would not be seen otherwise.
+pub struct Typed<'a>(pub &'a OsStr);
+
+impl fmt::Display for Typed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { f.write_str("\"\"") } else { write!(f, "{}", self.0.display()) }
     }
 }
 

@@ -20,10 +20,10 @@ fn main() -> ExitCode {
 
 fn run(log: &mut Log) -> Result<Status, Error> {
     let config = cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name))?;
-    *log = Log::new(config.level, config.log_format);
+    *log = Log::new(config.shown_level(), config.log_format);
     match shown(&config)? {
         Some(text) => print(&text),
-        None => Ok(linux::prepare(&config)?.run()),
+        None => Ok(linux::prepare(&config, *log)?.run()),
     }
 }
 

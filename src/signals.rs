@@ -118,12 +118,6 @@ impl Signal {
         self.0.into()
     }
 
-    /// The bit of this signal in the kernel's 64-bit signal set.
-    #[must_use]
-    pub fn bit(self) -> u64 {
-        1 << (self.0 - 1)
-    }
-
     /// Every signal, in the order of the numbers.
     pub fn all() -> impl Iterator<Item = Self> {
         (1..=64).map(Self)

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::values::{self, Read};
 use crate::config::{Config, LogFormat, Show, Workers};
 use crate::signals::Signal;
-use crate::supervisor::commands::Action;
+use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
 use crate::supervisor::restart::{Backoff, Restart};
 use crate::supervisor::stop::Schedule;
@@ -16,8 +16,10 @@ use crate::supervisor::worker::Ready;
 /// What an option takes, and what it does with it.
 #[derive(Clone, Copy)]
 pub enum Takes {
-    /// Nothing.
+    /// Nothing: it is there or not.
     Nothing(fn(&mut Config)),
+    /// Nothing; panzer prints this instead of running anything. For the command line alone.
+    Show(Show),
     /// One value with this name; given again, the last one counts.
     One(&'static str, fn(&mut Config, &OsStr) -> Read<()>),
     /// One value each time; all of them count.
@@ -29,7 +31,7 @@ impl Takes {
     #[must_use]
     pub fn value_name(self) -> Option<&'static str> {
         match self {
-            Self::Nothing(_) => None,
+            Self::Nothing(_) | Self::Show(_) => None,
             Self::One(name, _) | Self::Many(name, _) => Some(name),
         }
     }
@@ -54,16 +56,22 @@ pub struct Opt {
 }
 
 impl Opt {
-    /// The environment variable that gives this option: `--crash-limit` is `PANZER_CRASH_LIMIT`.
+    /// The environment variable that gives this option: `--crash-limit` is `PANZER_CRASH_LIMIT`. What only prints
+    /// something has none: images set `PANZER_VERSION` to say what they hold.
     #[must_use]
-    pub fn variable(&self) -> String {
-        format!("PANZER_{}", self.long.to_ascii_uppercase().replace('-', "_"))
+    pub fn variable(&self) -> Option<String> {
+        match self.takes {
+            Takes::Show(_) => None,
+            Takes::Nothing(_) | Takes::One(..) | Takes::Many(..) => {
+                Some(format!("PANZER_{}", self.long.to_ascii_uppercase().replace('-', "_")))
+            }
+        }
     }
 }
 
 const WORKERS: &str = "Workers";
 const SOCKETS: &str = "Sockets";
-const LIFE: &str = "Life";
+const LIFECYCLE: &str = "Lifecycle";
 const SIGNALS: &str = "Signals";
 const OPERATION: &str = "Operation";
 
@@ -86,7 +94,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "keep N processes of the command alive; auto: one for each CPU that may be used (affinity, cgroup quota)",
+        summary: "keep N processes of the command alive; auto is one for each CPU that may be used (affinity, cgroup quota)",
         default: "one child, as a plain init",
     },
     Opt {
@@ -134,7 +142,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "one variable a file, as envdir does it: the first line is the value, an empty file unsets",
+        summary: "read variables from DIR; a file's name is the variable, its first line the value, an empty file unsets it",
         default: "",
     },
     Opt {
@@ -146,7 +154,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "bind a socket and hand it down from fd 3 on: 8080, tcp://[::]:8080, udp://127.0.0.1:53, unix:///run/a.sock?mode=660; further ?nonblock and ?v6only",
+        summary: "bind a socket and hand it down from fd 3 on; 8080, tcp://[::]:8080, udp://127.0.0.1:53, unix:///run/a.sock?mode=660, and further ?nonblock and ?v6only",
         default: "",
     },
     Opt {
@@ -158,7 +166,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "which variables tell the command about its sockets: systemd, server-starter, einhorn, or none",
+        summary: "how the command is told of its sockets; systemd, server-starter, einhorn, or none",
         default: "systemd,server-starter",
     },
     Opt {
@@ -170,11 +178,11 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "the length of each listener's queue; the kernel cuts it to net.core.somaxconn",
+        summary: "length of each listener's queue; the kernel cuts it to net.core.somaxconn",
         default: "4096",
     },
     Opt {
-        group: LIFE,
+        group: LIFECYCLE,
         short: None,
         long: "ready",
         takes: Takes::One("WHEN", |config, value| {
@@ -182,11 +190,11 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "when a worker counts as ready: exec (its program runs) or delay:T (it has lived that long)",
+        summary: "when a worker counts as ready; exec (its program runs) or delay:T (it has run for so long)",
         default: "delay:1s",
     },
     Opt {
-        group: LIFE,
+        group: LIFECYCLE,
         short: None,
         long: "restart",
         takes: Takes::One("WHEN", |config, value| {
@@ -199,11 +207,11 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "start a worker again after it ended: always, on-failure or never",
+        summary: "which ended workers are started again; always, on-failure or never",
         default: "always",
     },
     Opt {
-        group: LIFE,
+        group: LIFECYCLE,
         short: None,
         long: "backoff",
         takes: Takes::One("MIN:MAX", |config, value| {
@@ -211,12 +219,11 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "wait before a restart: not at all the first time, then MIN, doubling up to MAX; forgotten after a good \
-                  minute",
+        summary: "delay before a restart; none the first time, then MIN, doubling up to MAX; reset after 60s of being ready",
         default: "100ms:30s",
     },
     Opt {
-        group: LIFE,
+        group: LIFECYCLE,
         short: None,
         long: "crash-limit",
         takes: Takes::One("N", |config, value| {
@@ -224,11 +231,11 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "give up after N early deaths: lives in a row that ended before any worker was ever ready; 0: never",
+        summary: "give up after N worker deaths if no worker was ever ready; 0 is never",
         default: "5",
     },
     Opt {
-        group: LIFE,
+        group: LIFECYCLE,
         short: None,
         long: "fatal-exit",
         takes: Takes::Many("STATUS", |config, value| {
@@ -236,11 +243,11 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "a status that ends everything: a worker ends with it, all are stopped, panzer exits with it",
+        summary: "end everything when a worker ends with STATUS; panzer exits with it",
         default: "",
     },
     Opt {
-        group: LIFE,
+        group: LIFECYCLE,
         short: None,
         long: "stop",
         takes: Takes::One("SCHEDULE", |config, value| {
@@ -248,11 +255,11 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "how to stop a worker: signals and the seconds between them; without KILL at the end it is waited for",
-        default: "TERM/25/KILL; in init mode signals are only forwarded",
+        summary: "signals to stop with, and the seconds between them; where the last is not KILL, panzer waits without limit",
+        default: "TERM/25/KILL; without -n signals are only forwarded",
     },
     Opt {
-        group: LIFE,
+        group: LIFECYCLE,
         short: None,
         long: "linger",
         takes: Takes::One("T", |config, value| {
@@ -260,7 +267,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "time after TERM for what is left behind at the end; no wait when nothing is left",
+        summary: "time after TERM for processes that remain at the end; no wait when none remain",
         default: "2s",
     },
     Opt {
@@ -269,7 +276,7 @@ pub static OPTIONS: &[Opt] = &[
         long: "on",
         takes: Takes::Many("SIG=ACTION", |config, value| {
             let (signal, action) = text(value)?.split_once('=').ok_or("it is not SIG=ACTION")?;
-            let signal = Signal::parse(signal).ok_or_else(|| format!("\"{signal}\" is no signal"))?;
+            let signal = Signal::parse(signal).ok_or_else(|| format!("\"{signal}\" is not a signal"))?;
             if signal == Signal::KILL || signal == Signal::STOP || signal == Signal::CHLD {
                 return Err(format!("{signal} cannot be given another action"));
             }
@@ -278,7 +285,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "what a signal to panzer does: stop, stop-now, forward, forward:SIG or ignore",
+        summary: "what a signal to panzer does; stop, stop-now, forward, forward:SIG or ignore",
         default: "",
     },
     Opt {
@@ -287,7 +294,7 @@ pub static OPTIONS: &[Opt] = &[
         long: "no-group",
         takes: Takes::Nothing(|config| config.no_group = true),
         needs_workers: false,
-        summary: "signal the main process only, not its process group; in init mode leave alone what it leaves behind",
+        summary: "signal the main process alone (KILL in a stop reaches the group); without -n also leave alone what remains",
         default: "",
     },
     Opt {
@@ -296,7 +303,7 @@ pub static OPTIONS: &[Opt] = &[
         long: "pdeathsig",
         takes: Takes::One("SIG", |config, value| {
             let name = text(value)?;
-            config.pdeathsig = Some(Signal::parse(name).ok_or_else(|| format!("\"{name}\" is no signal"))?);
+            config.pdeathsig = Some(Signal::parse(name).ok_or_else(|| format!("\"{name}\" is not a signal"))?);
             Ok(())
         }),
         needs_workers: false,
@@ -346,7 +353,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "lines on stderr: text, or one JSON object each (json)",
+        summary: "print lines on stderr as text or as json objects",
         default: "text",
     },
     Opt {
@@ -355,14 +362,14 @@ pub static OPTIONS: &[Opt] = &[
         long: "check",
         takes: Takes::Nothing(|config| config.check = true),
         needs_workers: false,
-        summary: "check and say what would run; starts nothing",
+        summary: "check and say what would run, without starting it",
         default: "",
     },
     Opt {
         group: OPERATION,
         short: Some('h'),
         long: "help",
-        takes: Takes::Nothing(|config| config.show = Some(Show::Help)),
+        takes: Takes::Show(Show::Help),
         needs_workers: false,
         summary: "print this help; -h is the short one",
         default: "",
@@ -371,7 +378,7 @@ pub static OPTIONS: &[Opt] = &[
         group: OPERATION,
         short: Some('V'),
         long: "version",
-        takes: Takes::Nothing(|config| config.show = Some(Show::Version)),
+        takes: Takes::Show(Show::Version),
         needs_workers: false,
         summary: "print the version",
         default: "",

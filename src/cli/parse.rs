@@ -1,4 +1,5 @@
-//! Reads the command line and the `PANZER_*` variables by the option table. The command line wins.
+//! Reads the command line and the `PANZER_*` variables by the option table. The command line wins. Must never know an
+//! option by name but `-h`.
 
 use std::ffi::{OsStr, OsString};
 
@@ -6,10 +7,10 @@ use lexopt::Arg;
 
 use super::options::{OPTIONS, Opt, Takes};
 use crate::config::{Config, Show};
-use crate::error::Error;
+use crate::error::{Error, Typed};
 
-/// An option this many letters away is still worth naming.
-const NEAR: usize = 3;
+/// An option is worth naming where no more than one letter in so many is wrong.
+const LETTERS_PER_MISTAKE: usize = 3;
 
 /// Reads arguments (without the program's name) and variables.
 ///
@@ -19,7 +20,7 @@ pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Config, Error> {
-    let own_variables = OPTIONS.iter().map(Opt::variable).collect();
+    let own_variables = OPTIONS.iter().filter_map(Opt::variable).collect();
     let mut config = Config { own_variables, ..Config::default() };
     let mut given = Vec::new();
     let mut parser = lexopt::Parser::from_args(arguments);
@@ -32,7 +33,7 @@ pub fn parse(
             Arg::Short(letter) => OPTIONS
                 .iter()
                 .find(|option| option.short == Some(letter))
-                .ok_or_else(|| Error::new(format!("use -{letter}"), "unknown option"))?,
+                .ok_or_else(|| Error::new(format!("use -{letter}"), "unknown option; see panzer -h"))?,
             Arg::Long(name) => OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(name))?,
             Arg::Value(command) => {
                 config.command.push(command);
@@ -44,6 +45,7 @@ pub fn parse(
         given.push(option.long);
         match option.takes {
             Takes::Nothing(set) => set(&mut config),
+            Takes::Show(show) => config.show = Some(show),
             Takes::One(name, set) | Takes::Many(name, set) => {
                 let value = parser
                     .value()
@@ -54,13 +56,14 @@ pub fn parse(
     }
     let mut useless = OPTIONS.iter().filter(|option| option.needs_workers && given.contains(&option.long));
     for option in OPTIONS.iter().filter(|option| !given.contains(&option.long)) {
-        if let Some(value) = variable(&option.variable()) {
-            apply_variable(&mut config, option, &value)?;
+        let Some(name) = option.variable() else { continue };
+        if let Some(value) = variable(&name) {
+            apply_variable(&mut config, option, &format!("{name}="), &value)?;
         }
     }
     // A variable may be set for a whole image; what is typed must mean something.
     if let (None, None, Some(option)) = (config.workers, config.show, useless.next()) {
-        return Err(Error::new(format!("use --{}", option.long), "it is about workers and needs --workers"));
+        return Err(Error::new(format!("use --{}", option.long), "it is about workers and needs -n"));
     }
     if config.command.is_empty() && config.show.is_none() {
         return Err(Error::new("start", "no command given; see panzer -h"));
@@ -70,25 +73,23 @@ pub fn parse(
 
 /// A variable gives the same value as the option would. Several values are separated by spaces; an empty one is as if
 /// it were not set, since a Dockerfile cannot unset one.
-fn apply_variable(config: &mut Config, option: &Opt, value: &OsStr) -> Result<(), Error> {
-    let name = option.variable();
+fn apply_variable(config: &mut Config, option: &Opt, name: &str, value: &OsStr) -> Result<(), Error> {
     if value.is_empty() {
         return Ok(());
     }
+    let refuse = |cause: String| bad_value(name, value, cause);
     match option.takes {
         Takes::Nothing(set) => match value.to_str() {
             Some("1" | "true" | "yes" | "on") => set(config),
             Some("0" | "false" | "no" | "off") => {}
-            _ => return Err(bad_value(&format!("{name}="), value, "write 1 or 0".to_owned())),
+            _ => return Err(refuse("write 1 or 0".to_owned())),
         },
-        Takes::One(_, set) => {
-            set(config, value).map_err(|cause| bad_value(&format!("{name}="), value, cause))?;
-        }
+        Takes::Show(_) => {}
+        Takes::One(_, set) => set(config, value).map_err(refuse)?,
         Takes::Many(_, set) => {
-            let list =
-                value.to_str().ok_or_else(|| bad_value(&format!("{name}="), value, "it is not UTF-8".to_owned()))?;
+            let list = value.to_str().ok_or_else(|| refuse("it is not UTF-8".to_owned()))?;
             for part in list.split_ascii_whitespace() {
-                set(config, OsStr::new(part)).map_err(|cause| bad_value(&format!("{name}="), value, cause))?;
+                set(config, OsStr::new(part)).map_err(refuse)?;
             }
         }
     }
@@ -97,13 +98,13 @@ fn apply_variable(config: &mut Config, option: &Opt, value: &OsStr) -> Result<()
 
 fn bad_value(option: &str, value: &OsStr, cause: String) -> Error {
     let separator = if option.ends_with('=') { "" } else { " " };
-    Error::new(format!("use {option}{separator}{}", value.display()), cause)
+    Error::new(format!("use {option}{separator}{}", Typed(value)), cause)
 }
 
 fn unknown_option(name: &str) -> Error {
     let nearest = OPTIONS.iter().map(|option| (strsim::levenshtein(name, option.long), option.long)).min();
     let cause = match nearest {
-        Some((distance, long)) if distance <= NEAR && distance < name.len() => {
+        Some((distance, long)) if distance * LETTERS_PER_MISTAKE <= name.len() => {
             format!("unknown option; did you mean --{long}?")
         }
         _ => "unknown option; see panzer -h".to_owned(),
@@ -158,16 +159,16 @@ mod tests {
         for (arguments, line) in [
             (&["--worker", "2", "x"][..], "cannot use --worker: unknown option; did you mean --workers?"),
             (&["--zzzzzz", "x"], "cannot use --zzzzzz: unknown option; see panzer -h"),
-            (&["-Z", "x"], "cannot use -Z: unknown option"),
-            (&["-n", "0", "x"], "cannot use --workers 0: \"0\" is no whole number from 1 to 10000, nor \"auto\""),
+            (&["-Z", "x"], "cannot use -Z: unknown option; see panzer -h"),
+            (&["-n", "0", "x"], "cannot use --workers 0: \"0\" is not a whole number from 1 to 10000, nor \"auto\""),
             (&["--quiet=1", "x"], "cannot use --quiet=1: it takes no value"),
             (&["x", "--", "y"], ""),
             (&["-n"], "cannot use --workers: it needs a value, N|auto"),
             (&["-n", "2"], "cannot start: no command given; see panzer -h"),
-            (&["--linger", "2x", "x"], "cannot use --linger 2x: \"2x\" is no duration (write 500ms, 10s, 5m or 1h)"),
-            (&["--stop", "TERM/x", "y"], "cannot use --stop TERM/x: \"x\" is no number of seconds"),
+            (&["--linger", "2x", "x"], "cannot use --linger 2x: \"2x\" is not a duration (write 500ms, 10s, 5m or 1h)"),
+            (&["--stop", "TERM/x", "y"], "cannot use --stop TERM/x: \"x\" is not a whole number of seconds"),
             (&["--on", "KILL=stop", "y"], "cannot use --on KILL=stop: SIGKILL cannot be given another action"),
-            (&["--restart", "never", "y"], "cannot use --restart: it is about workers and needs --workers"),
+            (&["--restart", "never", "y"], "cannot use --restart: it is about workers and needs -n"),
             (&["--backoff", "2s:1s", "y"], "cannot use --backoff 2s:1s: MIN is longer than MAX"),
         ] {
             match read(arguments) {
@@ -175,6 +176,7 @@ mod tests {
                 Err(error) => assert_eq!(error, line),
             }
         }
+        assert!(read_with(&["x"], &[("PANZER_VERSION", "1.2"), ("PANZER_HELP", "1")]).unwrap().show.is_none());
         let error = read_with(&["x"], &[("PANZER_CHECK", "maybe")]).unwrap_err();
         assert_eq!(error, "cannot use PANZER_CHECK=maybe: write 1 or 0");
     }

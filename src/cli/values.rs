@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{Address, Listen, ListenEnv};
+use crate::error::Status;
 
 /// What a reader gives back: the value, or the cause of the refusal.
 pub(super) type Read<T> = Result<T, String>;
@@ -26,7 +27,7 @@ pub(super) fn duration(text: &str) -> Read<Duration> {
     let milliseconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
     match milliseconds {
         Some(milliseconds) if factor > 0 && milliseconds <= LONGEST_MS => Ok(Duration::from_millis(milliseconds)),
-        _ => Err(format!("\"{text}\" is no duration (write 500ms, 10s, 5m or 1h)")),
+        _ => Err(format!("\"{text}\" is not a duration (write 500ms, 10s, 5m or 1h)")),
     }
 }
 
@@ -34,20 +35,20 @@ pub(super) fn duration(text: &str) -> Read<Duration> {
 pub(super) fn number(text: &str, min: u32, max: u32) -> Read<u32> {
     match text.parse::<u32>() {
         Ok(number) if (min..=max).contains(&number) => Ok(number),
-        _ => Err(format!("\"{text}\" is no whole number from {min} to {max}")),
+        _ => Err(format!("\"{text}\" is not a whole number from {min} to {max}")),
     }
 }
 
 /// An exit status.
-pub(super) fn status(text: &str) -> Read<u8> {
-    text.parse::<u8>().map_err(|_| format!("\"{text}\" is no exit status from 0 to 255"))
+pub(super) fn status(text: &str) -> Read<Status> {
+    text.parse::<u8>().map(Status).map_err(|_| format!("\"{text}\" is not an exit status from 0 to 255"))
 }
 
 /// A mode in octal, as chmod(1) takes it.
 pub(super) fn octal(text: &str) -> Read<u32> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 && !text.starts_with('+') => Ok(mode),
-        _ => Err(format!("\"{text}\" is no octal mode from 0 to 777")),
+        _ => Err(format!("\"{text}\" is not an octal mode from 0 to 777")),
     }
 }
 
@@ -117,7 +118,7 @@ fn split_name(text: &str) -> Read<(Option<String>, &str)> {
     match text.split_once('=') {
         Some((name, address)) if !name.contains([':', '/', '?', '[']) => {
             if name.is_empty() || name.len() > 255 || !name.chars().all(|c| c.is_ascii_graphic()) {
-                return Err(format!("\"{name}\" is no name of 1 to 255 printable characters"));
+                return Err(format!("\"{name}\" is not a name of 1 to 255 printable characters"));
             }
             Ok((Some(name.to_owned()), address))
         }
@@ -137,7 +138,7 @@ fn unix(path: &str) -> Read<Address> {
         Some(name) => Ok(Address::Abstract(name.to_owned())),
         // panzer works in `/`, so a relative path would not be what was meant.
         None if path.starts_with('/') => Ok(Address::Unix(PathBuf::from(path))),
-        None => Err(format!("\"{path}\" is no absolute path (write unix:///run/app.sock)")),
+        None => Err(format!("\"{path}\" is not an absolute path (write unix:///run/app.sock)")),
     }
 }
 
@@ -145,12 +146,12 @@ fn unix(path: &str) -> Read<Address> {
 fn socket_address(text: &str) -> Read<(SocketAddr, bool)> {
     let port = text.strip_prefix(':').unwrap_or(text);
     if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) {
-        let port = port.parse::<u16>().map_err(|_| format!("\"{port}\" is no port from 0 to 65535"))?;
+        let port = port.parse::<u16>().map_err(|_| format!("\"{port}\" is not a port from 0 to 65535"))?;
         return Ok((SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port), true));
     }
     let address = text.parse::<SocketAddr>();
     address.map(|address| (address, false)).map_err(|_| {
-        format!("\"{text}\" is no address (write 8080, 127.0.0.1:8080, [::]:8080 or unix:///run/app.sock)")
+        format!("\"{text}\" is not an address (write 8080, 127.0.0.1:8080, [::]:8080 or unix:///run/app.sock; host names are not resolved)")
     })
 }
 

@@ -1,8 +1,8 @@
-//! `--check`: everything that can be checked without starting anything, and what would run.
+//! `--check`: everything that can be checked without starting anything, and what would run. Must never change anything.
 
 use std::fmt::Write;
 
-use super::{cpus, listen, prepare, users};
+use super::{cpus, listen, prepare};
 use crate::config::{Config, Workers};
 use crate::error::Error;
 use crate::supervisor::stop::Schedule;
@@ -17,31 +17,33 @@ pub fn check(config: &Config) -> Result<String, Error> {
         let _ = write!(out, " {}", argument.display());
     }
     out.push('\n');
-    let surroundings = prepare::surroundings(config)?;
-    let _ = writeln!(out, "  program: {}", surroundings.program.display());
+    let checked = prepare::check_command(config)?;
+    let _ = writeln!(out, "  program: {}", checked.program.display());
     match config.workers {
-        None => out.push_str("  as: one child of an init\n"),
+        None => out.push_str("  as: one child (init mode)\n"),
+        Some(Workers::Count(1)) => out.push_str("  as: 1 worker\n"),
         Some(Workers::Count(count)) => drop(writeln!(out, "  as: {count} workers")),
         Some(Workers::Auto) => drop(writeln!(out, "  as: {} workers (auto)", cpus::usable())),
     }
     let directory = config.dir.clone().or_else(|| std::env::current_dir().ok()).unwrap_or_default();
     let _ = writeln!(out, "  in: {}", directory.display());
-    if let Some(user) = &config.user {
-        let credentials = users::look_up(user)?;
-        let _ = writeln!(out, "  user: {} (uid {}, gid {})", user, credentials.uid.as_raw(), credentials.gid.as_raw());
+    if let (Some(user), Some(credentials)) = (&config.user, &checked.credentials) {
+        let _ = writeln!(out, "  user: {user} (uid {}, gid {})", credentials.uid.as_raw(), credentials.gid.as_raw());
     }
+    // Each stays bound until all were tried, so that two of the same are found.
+    let mut bound = Vec::new();
     for wanted in &config.listen {
-        listen::check(wanted)?;
+        bound.extend(listen::try_to_open(wanted)?);
         let _ = writeln!(out, "  listen: {}", wanted.typed);
     }
     if let Some(directory) = &config.env_dir {
-        let count = surroundings.changes.len();
+        let count = checked.changes.len();
         let _ = writeln!(out, "  variables: {count} from {}", directory.display());
     }
-    match (&config.stop, config.workers) {
-        (Some(schedule), _) => drop(writeln!(out, "  stop: {schedule}")),
-        (None, Some(_)) => drop(writeln!(out, "  stop: {}", Schedule::standard())),
-        (None, None) => out.push_str("  stop: signals are forwarded\n"),
+    if config.workers.is_none() && config.stop.is_none() {
+        out.push_str("  stop: signals are forwarded\n");
+    } else {
+        let _ = writeln!(out, "  stop: {}", Schedule::or_standard(config.stop.as_ref()));
     }
     Ok(out)
 }

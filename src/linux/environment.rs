@@ -1,4 +1,5 @@
 //! What a worker's environment holds: panzer's own, less panzer's options, with `--env-dir` and what a worker is told.
+//! Must never change panzer's own environment.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -14,6 +15,9 @@ use crate::supervisor::WorkerId;
 /// own in this one's place, see [`listen_pid`].
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
+/// The worker's slot.
+const WORKER_ID: &str = "PANZER_WORKER_ID";
+
 /// Room for a pid and the string's end.
 const LISTEN_PID_LENGTH: usize = LISTEN_PID.len() + 11;
 
@@ -23,7 +27,7 @@ const OF_LISTENERS: [&str; 5] =
 const OF_A_SUPERVISOR: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 /// What the environment is made from.
-pub(super) struct Ingredients<'a> {
+pub(super) struct EnvironmentSource<'a> {
     /// Variables that give panzer's options.
     pub(super) own_variables: &'a [String],
     /// How many workers; `None`: init mode, where the child is told nothing about workers.
@@ -32,7 +36,7 @@ pub(super) struct Ingredients<'a> {
     pub(super) listeners: &'a [Listener],
     /// How they are told of it.
     pub(super) listen_env: ListenEnv,
-    /// As whom they run.
+    /// The user whom they run as.
     pub(super) credentials: Option<&'a Credentials>,
     /// What `--env-dir` changes.
     pub(super) changes: &'a [Change],
@@ -43,7 +47,10 @@ pub(super) struct Ingredients<'a> {
 }
 
 /// The variables that are the same for every worker.
-pub(super) fn common(inherited: impl Iterator<Item = (OsString, OsString)>, from: &Ingredients<'_>) -> StringList {
+pub(super) fn common(
+    inherited: impl Iterator<Item = (OsString, OsString)>,
+    from: &EnvironmentSource<'_>,
+) -> StringList {
     let replaced = from.workers.is_some() || !from.listeners.is_empty();
     let mut variables: Vec<(OsString, OsString)> = inherited
         .filter(|(name, _)| !from.own_variables.iter().any(|own| name == OsStr::new(own)))
@@ -73,6 +80,10 @@ pub(super) fn common(inherited: impl Iterator<Item = (OsString, OsString)>, from
     for (name, value) in &told {
         env_dir::set(&mut variables, OsStr::new(name), Some(OsStr::new(value)));
     }
+    // Each worker has its own of these, see `of_worker`.
+    let of_one_worker =
+        |name: &OsStr| (from.workers.is_some() && name == WORKER_ID) || (replaced && name == "LISTEN_PID");
+    variables.retain(|(name, _)| !of_one_worker(name));
     let mut list = StringList::default();
     for (name, value) in &variables {
         list.push(&[name.as_bytes(), b"=", value.as_bytes()].concat());
@@ -84,7 +95,7 @@ fn is_of_listeners(name: &OsStr) -> bool {
     OF_LISTENERS.iter().any(|known| name == *known) || name.as_bytes().starts_with(b"EINHORN_")
 }
 
-fn tell_of_listeners(from: &Ingredients<'_>, tell: &mut impl FnMut(&str, String)) {
+fn tell_of_listeners(from: &EnvironmentSource<'_>, tell: &mut impl FnMut(&str, String)) {
     let (listeners, conventions) = (from.listeners, from.listen_env);
     if conventions.systemd && !listeners.is_empty() {
         let names: Vec<&str> = listeners.iter().map(|listener| listener.name.as_str()).collect();
@@ -111,7 +122,7 @@ pub(super) fn of_worker(worker: WorkerId, supervised: bool, has_listen_pid: bool
         list.push(LISTEN_PID);
     }
     if supervised {
-        list.push(format!("PANZER_WORKER_ID={}", worker.slot).as_bytes());
+        list.push(format!("{WORKER_ID}={}", worker.slot).as_bytes());
     }
     list
 }

@@ -11,7 +11,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
-use super::guard::{Guard, Plan};
+use super::guard::{Guard, GuardSettings};
 use super::listen::OwnPath;
 use super::log::Log;
 use super::spawn::{Failure, Launcher};
@@ -22,7 +22,7 @@ use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
 use crate::supervisor::init::Init;
 use crate::supervisor::report::Level;
-use crate::supervisor::{Effect, End, Event, NotRun, Supervisor, WorkerId};
+use crate::supervisor::{Effect, End, Event, NotRun, Reach, Supervisor, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
@@ -33,33 +33,63 @@ const EVENTS_AT_ONCE: usize = 16;
 /// How long after something has happened panzer's own code is taken out of its resident memory.
 const RELEASE_DELAY: Duration = Duration::from_secs(1);
 
+/// How long to rest where the kernel refuses to wait for events.
+const WAIT_RETRY: Duration = Duration::from_millis(100);
+
 /// How long to wait before another guard is tried, where the kernel gives none.
 const GUARD_RETRY: Duration = Duration::from_secs(5);
 
-/// `sizeof(struct signalfd_siginfo)`, and where in it number, code and sender stand (`signalfd(2)`).
+/// `sizeof(struct signalfd_siginfo)`, and where in it the sender's pid stands; the signal's number comes first (`signalfd(2)`).
 const SIGNAL_RECORD: usize = 128;
 const SIGNALS_AT_ONCE: usize = 16;
 const SENDER_AT: usize = 12;
 
-/// What an epoll event is about; a child's is its pid, above these.
-const SIGNALS: u64 = 0;
-const GUARD: u64 = 1;
-const CHILDREN: u64 = 2;
+/// What an epoll event is about. The kernel keeps it as one number: a child's is its pid, and no pid is 0 or negative.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Token {
+    /// A signal has come.
+    Signals,
+    /// The guard is gone.
+    Guard,
+    /// A child has executed its program, or says why not.
+    Child(Pid),
+}
+
+impl Token {
+    fn to_data(self) -> epoll::EventData {
+        epoll::EventData::new_u64(match self {
+            Self::Signals => 0,
+            Self::Guard => u64::MAX,
+            Self::Child(pid) => pid.number().unsigned_abs().into(),
+        })
+    }
+
+    fn from_data(data: epoll::EventData) -> Self {
+        match data.u64() {
+            0 => Self::Signals,
+            number => i32::try_from(number).ok().and_then(Pid::from_number).map_or(Self::Guard, Self::Child),
+        }
+    }
+}
 
 /// Who decides.
-pub(super) enum Brain {
+pub(super) enum Decider {
     /// One child.
     Init(Init),
     /// N workers.
     Supervise(Supervisor),
 }
 
-impl Brain {
+impl Decider {
     fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         match self {
             Self::Init(init) => init.handle(now, event),
             Self::Supervise(supervisor) => supervisor.handle(now, event),
         }
+    }
+
+    fn is_supervisor(&self) -> bool {
+        matches!(self, Self::Supervise(_))
     }
 
     fn begin(&mut self, now: Duration) -> Vec<Effect> {
@@ -78,19 +108,15 @@ impl Brain {
 }
 
 /// What `prepare` has made.
-pub(super) struct Parts {
+pub(super) struct Prepared {
     /// Who decides.
-    pub(super) brain: Brain,
+    pub(super) decider: Decider,
     /// Starts workers.
     pub(super) launcher: Launcher,
     /// For the guard; `None` as PID 1, where none is needed.
-    pub(super) plan: Option<Plan>,
+    pub(super) guard: Option<GuardSettings>,
     /// The lines on stderr.
     pub(super) log: Log,
-    /// `--no-group`
-    pub(super) no_group: bool,
-    /// `-n` was given.
-    pub(super) supervised: bool,
 }
 
 /// A worker's process, or what is left of its group.
@@ -107,18 +133,20 @@ struct Child {
 
 /// panzer, ready to run.
 pub struct Running {
-    parts: Parts,
+    prepared: Prepared,
     epoll: OwnedFd,
     signals: OwnedFd,
     guard: Option<Guard>,
     guard_retry: Option<Duration>,
     children: Vec<Child>,
+    /// It was said what runs.
+    announced: bool,
     /// What the supervisor has not been told yet.
     events: VecDeque<Event>,
     /// Paths to remove at the end, where the listeners themselves are let go of before.
     paths: Vec<OwnPath>,
     /// The supervisor waits for nothing to be left.
-    watching_rest: bool,
+    watching_remaining: bool,
     /// There may be more to reap.
     reap_again: bool,
     /// When panzer's own code is to be taken out of its resident memory.
@@ -130,22 +158,23 @@ pub struct Running {
 }
 
 impl Running {
-    pub(super) fn new(parts: Parts) -> std::io::Result<Self> {
+    pub(super) fn new(prepared: Prepared) -> std::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let signals = sys::signal_descriptor()?;
-        epoll::add(&epoll, &signals, epoll::EventData::new_u64(SIGNALS), epoll::EventFlags::IN)?;
+        epoll::add(&epoll, &signals, Token::Signals.to_data(), epoll::EventFlags::IN)?;
         // panzer must not pin the mount that it was started from.
         rustix::process::chdir(c"/")?;
         Ok(Self {
-            parts,
+            prepared,
             epoll,
             signals,
             guard: None,
             guard_retry: None,
             children: Vec::new(),
+            announced: false,
             events: VecDeque::new(),
             paths: Vec::new(),
-            watching_rest: false,
+            watching_remaining: false,
             reap_again: false,
             release_at: Some(RELEASE_DELAY),
             status: None,
@@ -158,11 +187,10 @@ impl Running {
     #[must_use]
     pub fn run(mut self) -> Status {
         self.ensure_guard();
-        self.announce();
-        let effects = self.parts.brain.begin(self.now());
+        let effects = self.prepared.decider.begin(self.now());
         self.perform(effects);
-        if !self.parts.supervised {
-            self.paths = self.parts.launcher.release();
+        if !self.prepared.decider.is_supervisor() {
+            self.paths = self.prepared.launcher.release();
             self.close_inherited();
         }
         loop {
@@ -178,28 +206,27 @@ impl Running {
         self.start.elapsed()
     }
 
-    fn finish(mut self, status: Status) -> Status {
-        if self.parts.launcher.terminal
+    fn finish(self, status: Status) -> Status {
+        if self.prepared.launcher.terminal
             && let Some(child) = self.children.first()
         {
             terminal::take_back_from(child.pid);
         }
-        self.guard = None;
         status
     }
 
-    /// One line about what runs, in supervise mode.
+    /// One line about what runs, in supervise mode, once it does: a refusal is to be the only line.
     fn announce(&mut self) {
-        let Brain::Supervise(supervisor) = &self.parts.brain else { return };
-        let (count, command) = (supervisor.size(), self.parts.launcher.command.display());
+        let Decider::Supervise(supervisor) = &self.prepared.decider else { return };
+        let (count, command) = (supervisor.size(), self.prepared.launcher.command.display());
         let mut text = format!("version {VERSION}, workers: {count} of {command}");
         let mut separator = ", listening on ";
-        for listener in &self.parts.launcher.listeners {
+        for listener in &self.prepared.launcher.listeners {
             text.push_str(separator);
             text.push_str(&listener.shown);
             separator = ", ";
         }
-        self.parts.log.say(Level::Info, "started", &text);
+        self.prepared.log.say(Level::Info, "started", &text);
     }
 
     /// Waits for something to happen and deals with it.
@@ -216,8 +243,8 @@ impl Running {
             Err(Errno::INTR) => &[],
             Err(error) => {
                 // Nothing that a healthy kernel says. Signals are read all the same.
-                self.complain("wait for events", &error.into());
-                std::thread::sleep(GUARD_RETRY);
+                self.complain("wait for events", &error.into(), "trying again");
+                std::thread::sleep(WAIT_RETRY);
                 self.reap_again = true;
                 &[]
             }
@@ -227,10 +254,10 @@ impl Running {
             self.release_at = Some(self.now() + RELEASE_DELAY);
         }
         for event in events {
-            match event.data.u64() {
-                SIGNALS => signalled = true,
-                GUARD => self.guard_died(),
-                child => self.pipe_ready(child - CHILDREN),
+            match Token::from_data(event.data) {
+                Token::Signals => signalled = true,
+                Token::Guard => self.guard_died(),
+                Token::Child(pid) => self.pipe_ready(pid),
             }
         }
         if signalled {
@@ -241,7 +268,7 @@ impl Running {
         if self.guard_retry.is_some_and(|at| at <= now) {
             self.ensure_guard();
         }
-        if self.parts.brain.next_deadline().is_some_and(|at| at <= now) {
+        if self.prepared.decider.next_deadline().is_some_and(|at| at <= now) {
             self.events.push_back(Event::Time);
         }
     }
@@ -250,7 +277,7 @@ impl Running {
         if self.reap_again {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
-        let deadlines = [self.parts.brain.next_deadline(), self.guard_retry, self.release_at];
+        let deadlines = [self.prepared.decider.next_deadline(), self.guard_retry, self.release_at];
         let deadline = deadlines.into_iter().flatten().min()?;
         Timespec::try_from(deadline.saturating_sub(self.now())).ok()
     }
@@ -259,7 +286,11 @@ impl Running {
     fn settle(&mut self) {
         loop {
             while let Some(event) = self.events.pop_front() {
-                let effects = self.parts.brain.handle(self.now(), event);
+                if matches!(event, Event::Executed(_)) && !self.announced {
+                    self.announced = true;
+                    self.announce();
+                }
+                let effects = self.prepared.decider.handle(self.now(), event);
                 self.perform(effects);
             }
             self.forget_the_gone();
@@ -273,12 +304,16 @@ impl Running {
         for effect in effects {
             match effect {
                 Effect::Spawn(worker) => self.spawn(worker),
-                Effect::Signal(worker, signal) => self.signal(worker, signal),
-                Effect::LookForRest => {
-                    self.watching_rest = true;
-                    self.events.push_back(if self.rest_left() { Event::RestLeft } else { Event::NothingLeft });
+                Effect::Signal(worker, reach, signal) => self.signal(worker, reach, signal),
+                Effect::LookForRemaining => {
+                    self.watching_remaining = true;
+                    self.events.push_back(if self.something_remains() {
+                        Event::SomethingRemains
+                    } else {
+                        Event::NothingRemains
+                    });
                 }
-                Effect::SignalRest(signal) => self.signal_rest(signal),
+                Effect::SignalRemaining(signal) => self.signal_remaining(signal),
                 Effect::Suspend => drop(sys::kill(Target::Process(self.own), Signal::STOP)),
                 Effect::TakeTerminal => {
                     if let (true, Some(child)) = (terminal::is_ours(), self.children.first()) {
@@ -287,7 +322,8 @@ impl Running {
                 }
                 Effect::Report(report) => {
                     let child = self.children.iter().find(|child| Some(child.worker) == report.worker());
-                    self.parts.log.report(&report, child.map(|child| child.pid.number()));
+                    let pid = child.map(|child| child.pid.number());
+                    self.prepared.log.report(&report, self.prepared.decider.is_supervisor(), pid);
                 }
                 Effect::Exit(status) => self.status = Some(status),
             }
@@ -295,11 +331,14 @@ impl Running {
     }
 
     fn spawn(&mut self, worker: WorkerId) {
-        let spawned = match self.parts.launcher.start(worker) {
+        let spawned = match self.prepared.launcher.start(worker) {
             Ok(spawned) => spawned,
             Err(error) => {
-                let object =
-                    if self.parts.supervised { format!("worker {}", worker.slot) } else { "the command".to_owned() };
+                let object = if self.prepared.decider.is_supervisor() {
+                    format!("worker {}", worker.slot)
+                } else {
+                    "the command".to_owned()
+                };
                 let why = NotRun {
                     status: Status::REFUSED,
                     error: Error::new(format!("start {object}"), cause(&error)).to_string(),
@@ -313,12 +352,10 @@ impl Running {
         {
             self.guard_died();
         }
-        let data = epoll::EventData::new_u64(CHILDREN + u64::from(pid.number().unsigned_abs()));
-        let added = epoll::add(&self.epoll, &spawned.pipe, data, epoll::EventFlags::IN);
+        let added = epoll::add(&self.epoll, &spawned.pipe, Token::Child(pid).to_data(), epoll::EventFlags::IN);
         self.children.push(Child { worker, pid, pipe: Some(spawned.pipe), failure: None, reaped: false });
         if let Err(error) = added {
-            // Without the pipe's word the program counts as executed now.
-            self.complain("watch a worker's start", &error.into());
+            self.complain("watch a worker's start", &error.into(), "it counts as started");
             self.events.push_back(Event::Executed(worker));
         }
     }
@@ -329,11 +366,10 @@ impl Running {
     }
 
     /// A worker's program was executed, or the child says why not.
-    fn pipe_ready(&mut self, number: u64) {
-        let pid = i32::try_from(number).ok().and_then(Pid::from_number);
-        let Self { children, parts, events, .. } = self;
-        let Some(child) = children.iter_mut().find(|child| Some(child.pid) == pid && !child.reaped) else { return };
-        let Some(outcome) = child.pipe.as_ref().and_then(|pipe| parts.launcher.read_pipe(pipe)) else { return };
+    fn pipe_ready(&mut self, pid: Pid) {
+        let Self { children, prepared, events, .. } = self;
+        let Some(child) = children.iter_mut().find(|child| child.pid == pid && !child.reaped) else { return };
+        let Some(outcome) = child.pipe.as_ref().and_then(|pipe| prepared.launcher.read_pipe(pipe)) else { return };
         child.pipe = None;
         match outcome {
             Ok(()) => events.push_back(Event::Executed(child.worker)),
@@ -359,7 +395,7 @@ impl Running {
     /// Reaps whatever has ended: workers, and orphans that nobody knows.
     fn reap(&mut self) {
         let mut options = WaitOptions::NOHANG;
-        if self.parts.launcher.terminal {
+        if self.prepared.launcher.terminal {
             options |= WaitOptions::UNTRACED;
         }
         self.reap_again = false;
@@ -370,8 +406,8 @@ impl Running {
                 Ok(None) | Err(_) => {
                     // Nothing can be left before the supervisor knows of every end.
                     self.settle();
-                    if self.watching_rest && self.status.is_none() && !self.rest_left() {
-                        self.events.push_back(Event::NothingLeft);
+                    if self.watching_remaining && self.status.is_none() && !self.something_remains() {
+                        self.events.push_back(Event::NothingRemains);
                     }
                     return;
                 }
@@ -391,25 +427,27 @@ impl Running {
         }
         let Some(end) = end_of(status) else { return };
         // What its start said comes before its end.
-        self.pipe_ready(pid.number().unsigned_abs().into());
+        self.pipe_ready(pid);
         let group_left = sys::exists(Target::Group(pid));
         let Some(child) = self.child(pid) else { return };
         child.reaped = true;
         let worker = child.worker;
         let event = match child.failure.take() {
             None => Event::Exited { worker, end, group_left },
-            Some(Failure { why, passing: true }) => Event::NotStarted(worker, why),
-            Some(Failure { why, passing: false }) => Event::Exited { worker, end: End::CannotRun(why), group_left },
+            Some(Failure { why, is_transient: true }) => Event::NotStarted(worker, why),
+            Some(Failure { why, is_transient: false }) => {
+                Event::Exited { worker, end: End::CannotRun(why), group_left }
+            }
         };
         self.events.push_back(event);
     }
 
     /// Lets go of the groups of which nothing is left. In init mode there is one, and its number is needed to the end.
     fn forget_the_gone(&mut self) {
-        let Self { children, guard, events, parts, .. } = self;
+        let Self { children, guard, events, prepared, .. } = self;
         let mut guard_lost = false;
         children.retain(|child| {
-            if !parts.supervised || !child.reaped || sys::exists(Target::Group(child.pid)) {
+            if !prepared.decider.is_supervisor() || !child.reaped || sys::exists(Target::Group(child.pid)) {
                 return true;
             }
             guard_lost |= guard.as_ref().is_some_and(|guard| guard.remove(child.pid).is_err());
@@ -421,9 +459,7 @@ impl Running {
         }
     }
 
-    /// Sends a signal to a worker's group, or with `--no-group` to its main process while there is one. KILL goes to
-    /// the group even then, in supervise mode: a stop must end within its schedule.
-    fn signal(&mut self, worker: WorkerId, signal: Signal) {
+    fn signal(&mut self, worker: WorkerId, reach: Reach, signal: Signal) {
         let Some(child) = self.children.iter().find(|child| child.worker == worker) else { return };
         let (process, group) = (Target::Process(child.pid), Target::Group(child.pid));
         if child.reaped {
@@ -432,16 +468,13 @@ impl Running {
             if !sys::exists(process) {
                 let _ = sys::kill(group, signal);
             }
-            return;
-        }
-        let alone = self.parts.no_group && !(signal == Signal::KILL && self.parts.supervised);
-        if alone || sys::kill(group, signal).is_err() {
+        } else if reach == Reach::MainProcess || sys::kill(group, signal).is_err() {
             let _ = sys::kill(process, signal);
         }
     }
 
     /// Whether any process is left that panzer started or adopted.
-    fn rest_left(&self) -> bool {
+    fn something_remains(&self) -> bool {
         let group_left = self.children.iter().any(|child| sys::exists(Target::Group(child.pid)));
         // The guard does not count: it has no exit signal, so this wait does not see it.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -450,7 +483,7 @@ impl Running {
 
     /// Sends a signal to everything that is left: as PID 1 to the whole namespace, else to the groups and to whatever
     /// descends from panzer.
-    fn signal_rest(&mut self, signal: Signal) {
+    fn signal_remaining(&mut self, signal: Signal) {
         if self.own.number() == 1 {
             let _ = sys::kill(Target::Namespace, signal);
             return;
@@ -469,23 +502,22 @@ impl Running {
 
     /// Starts a guard where one is wanted and none is there.
     fn ensure_guard(&mut self) {
-        let Some(plan) = &self.parts.plan else { return };
+        let Some(settings) = &self.prepared.guard else { return };
         self.guard_retry = None;
         let groups = self.children.iter().map(|child| child.pid);
-        let started = Guard::start(plan, groups, &mut self.parts.log).and_then(|guard| {
+        let started = Guard::start(settings, groups, &mut self.prepared.log).and_then(|guard| {
             // No event is asked for: an error, which is what a reader's end makes, is always told.
-            let data = epoll::EventData::new_u64(GUARD);
-            epoll::add(&self.epoll, guard.descriptor(), data, epoll::EventFlags::empty())?;
+            epoll::add(&self.epoll, guard.descriptor(), Token::Guard.to_data(), epoll::EventFlags::empty())?;
             Ok(guard)
         });
         match started {
             Ok(guard) => self.guard = Some(guard),
             // Some emulators know only children with an exit signal. Trying again would not help.
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-                self.complain("start the guard; going on without one", &error);
+                self.complain("start the guard", &error, "going on without one");
             }
             Err(error) => {
-                self.complain("start the guard; trying again", &error);
+                self.complain("start the guard", &error, "trying again in 5s");
                 self.guard_retry = Some(self.now() + GUARD_RETRY);
             }
         }
@@ -493,7 +525,7 @@ impl Running {
 
     fn guard_died(&mut self) {
         if self.guard.take().is_some() {
-            self.parts.log.say(Level::Warning, "guard_died", "the guard died; starting another");
+            self.prepared.log.say(Level::Warning, "guard_died", "the guard died; starting another");
             self.ensure_guard();
         }
     }
@@ -513,8 +545,9 @@ impl Running {
         sys::close_range(first, i32::MAX);
     }
 
-    fn complain(&mut self, action: &str, error: &std::io::Error) {
-        self.parts.log.say(Level::Error, "error", &format!("cannot {action}: {}", cause(error)));
+    fn complain(&mut self, action: &str, error: &std::io::Error, next: &str) {
+        let error = Error::new(action, cause(error));
+        self.prepared.log.say(Level::Error, "error", &format!("{error}; {next}"));
     }
 }
 

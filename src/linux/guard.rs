@@ -19,10 +19,7 @@ use super::sys::{self, Fork, Pid, Target};
 use crate::error::Status;
 use crate::signals::Signal;
 use crate::supervisor::report::Level;
-use crate::supervisor::stop::{KILL_GRACE, Schedule};
-
-/// How long the guard waits for a schedule that does not end in KILL: nothing may be left behind for ever.
-const PATIENCE: Duration = Duration::from_secs(25);
+use crate::supervisor::stop::{Due, Escalation, Schedule};
 
 /// How often the guard looks whether all is gone: often at first, since most go at once.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
@@ -30,11 +27,41 @@ const SLOWEST_LOOK: Duration = Duration::from_millis(100);
 
 /// What the guard needs to know beforehand.
 #[derive(Clone, Debug)]
-pub(super) struct Plan {
-    /// How workers are stopped.
+pub(super) struct GuardSettings {
+    /// What it runs on everything that panzer leaves; ends in KILL.
     pub(super) schedule: Schedule,
     /// `NAME=value` in the environment of everything that panzer starts.
     pub(super) cookie: String,
+}
+
+/// What panzer tells the guard. On the pipe it is one 32-bit number, so that no message is ever cut in two: a group's
+/// number to add it, the negative of it to remove it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Message {
+    /// There is this process group.
+    Add(Pid),
+    /// It is gone.
+    Remove(Pid),
+}
+
+/// The length of a message in bytes.
+const MESSAGE_LENGTH: usize = size_of::<i32>();
+
+impl Message {
+    fn to_bytes(self) -> [u8; MESSAGE_LENGTH] {
+        match self {
+            Self::Add(group) => group.number().to_ne_bytes(),
+            Self::Remove(group) => (-group.number()).to_ne_bytes(),
+        }
+    }
+
+    fn from_bytes(bytes: [u8; MESSAGE_LENGTH]) -> Option<Self> {
+        let number = i32::from_ne_bytes(bytes);
+        match Pid::from_number(number) {
+            Some(group) => Some(Self::Add(group)),
+            None => Pid::from_number(number.checked_neg()?).map(Self::Remove),
+        }
+    }
 }
 
 /// panzer's side of it.
@@ -49,11 +76,15 @@ impl Guard {
     ///
     /// # Errors
     /// The kernel gives no pipe or no process.
-    pub(super) fn start(plan: &Plan, groups: impl Iterator<Item = Pid>, log: &mut Log) -> std::io::Result<Self> {
+    pub(super) fn start(
+        settings: &GuardSettings,
+        groups: impl Iterator<Item = Pid>,
+        log: &mut Log,
+    ) -> std::io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&writer, true)?;
         match sys::fork(None)? {
-            Fork::Child => watch(&reader, plan, log),
+            Fork::Child => watch(&reader, settings, log),
             Fork::Parent(pid) => {
                 let guard = Self { pid, pipe: writer };
                 for group in groups {
@@ -69,7 +100,7 @@ impl Guard {
     /// # Errors
     /// The guard is gone, or does not read.
     pub(super) fn add(&self, group: Pid) -> std::io::Result<()> {
-        self.tell(group.number())
+        self.tell(Message::Add(group))
     }
 
     /// Tells it that a group is gone.
@@ -77,11 +108,11 @@ impl Guard {
     /// # Errors
     /// As [`Guard::add`].
     pub(super) fn remove(&self, group: Pid) -> std::io::Result<()> {
-        self.tell(-group.number())
+        self.tell(Message::Remove(group))
     }
 
-    fn tell(&self, message: i32) -> std::io::Result<()> {
-        rustix::io::write(&self.pipe, &message.to_ne_bytes())?;
+    fn tell(&self, message: Message) -> std::io::Result<()> {
+        rustix::io::write(&self.pipe, &message.to_bytes())?;
         Ok(())
     }
 
@@ -105,7 +136,7 @@ impl Drop for Guard {
 }
 
 /// In the guard: sleeps until panzer is gone, clears up, ends.
-fn watch(pipe: &OwnedFd, plan: &Plan, log: &mut Log) -> ! {
+fn watch(pipe: &OwnedFd, settings: &GuardSettings, log: &mut Log) -> ! {
     let _ = rustix::thread::set_name(c"panzer-guard");
     // Its own group, and all signals stay blocked: what is meant for panzer or its terminal must not reach it.
     sys::lead_group(Pid::own());
@@ -114,21 +145,18 @@ fn watch(pipe: &OwnedFd, plan: &Plan, log: &mut Log) -> ! {
     let mut groups = BTreeSet::new();
     loop {
         sys::release_program();
-        let mut message = [0; size_of::<i32>()];
-        match rustix::io::read(pipe, &mut message) {
-            Ok(length) if length == message.len() => {
-                let message = i32::from_ne_bytes(message);
-                match (Pid::from_number(message), Pid::from_number(message.saturating_neg())) {
-                    (Some(group), _) => drop(groups.insert(group)),
-                    (_, Some(group)) => drop(groups.remove(&group)),
-                    (None, None) => {}
-                }
-            }
+        let mut bytes = [0; MESSAGE_LENGTH];
+        match rustix::io::read(pipe, &mut bytes) {
+            Ok(MESSAGE_LENGTH) => match Message::from_bytes(bytes) {
+                Some(Message::Add(group)) => drop(groups.insert(group)),
+                Some(Message::Remove(group)) => drop(groups.remove(&group)),
+                None => {}
+            },
             Err(Errno::INTR) => {}
             Ok(_) | Err(_) => break,
         }
     }
-    clear(&groups, plan, log);
+    clear(&Left { groups, cookie: settings.cookie.clone() }, &settings.schedule, log);
     sys::exit_now(Status::SUCCESS.0)
 }
 
@@ -141,65 +169,82 @@ fn close_all_but(pipe: &OwnedFd) {
 }
 
 /// Runs the schedule on everything that panzer has left.
-fn clear(groups: &BTreeSet<Pid>, plan: &Plan, log: &mut Log) {
-    let found = left(groups, &plan.cookie);
+fn clear(left: &Left, schedule: &Schedule, log: &mut Log) {
+    let found = left.find();
     if found.is_empty() {
         return;
     }
-    let text = format!("panzer is gone; stopping the {} processes that it left ({})", found.len(), plan.schedule);
-    log.say(Level::Warning, "guard", &text);
-    for step in plan.schedule.steps() {
-        for target in left(groups, &plan.cookie) {
-            send(target, step.signal);
-        }
-        if wait_until_gone(groups, &plan.cookie, step.wait.unwrap_or(PATIENCE)) {
+    let text = format!("panzer is gone; stopping what it left ({} processes, {schedule})", found.len());
+    log.say(Level::Warning, "guard_clearing", &text);
+    let start = Instant::now();
+    let (mut escalation, first) = Escalation::begin(Duration::ZERO, schedule);
+    send_all(&found, first);
+    let mut pause = FIRST_LOOK;
+    loop {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(SLOWEST_LOOK);
+        let found = left.find();
+        if found.is_empty() {
             return;
         }
-    }
-    let deadline = Instant::now() + KILL_GRACE;
-    while Instant::now() < deadline {
-        for target in left(groups, &plan.cookie) {
-            send(target, Signal::KILL);
+        match escalation.poll(start.elapsed(), schedule) {
+            Due::Send(signal) => send_all(&found, signal),
+            // Whatever was forked in the meantime gets it too.
+            Due::Nothing if escalation.was_killed() => send_all(&found, Signal::KILL),
+            Due::Nothing => {}
+            Due::Abandon => {
+                let text = "cannot kill what panzer left: the kernel does not let it go; ending all the same";
+                return log.say(Level::Error, "guard_abandoned", text);
+            }
         }
-        if wait_until_gone(groups, &plan.cookie, SLOWEST_LOOK) {
-            return;
-        }
     }
-    log.say(Level::Error, "guard", "cannot kill what panzer left behind: the kernel does not let it go");
 }
 
 /// CONT follows, since a stopped process cannot act on anything but KILL.
-fn send(target: Target, signal: Signal) {
-    let _ = sys::kill(target, signal);
-    if signal != Signal::KILL {
-        let _ = sys::kill(target, Signal::CONT);
-    }
-}
-
-fn wait_until_gone(groups: &BTreeSet<Pid>, cookie: &str, longest: Duration) -> bool {
-    let deadline = Instant::now() + longest;
-    let mut pause = FIRST_LOOK;
-    while !left(groups, cookie).is_empty() {
-        let now = Instant::now();
-        if now >= deadline {
-            return false;
+fn send_all(targets: &[Target], signal: Signal) {
+    for target in targets {
+        let _ = sys::kill(*target, signal);
+        if signal != Signal::KILL {
+            let _ = sys::kill(*target, Signal::CONT);
         }
-        std::thread::sleep(pause.min(deadline - now));
-        pause = (pause * 2).min(SLOWEST_LOOK);
     }
-    true
 }
 
-/// Every living process that is in one of the groups or carries the cookie. Without `/proc` the groups as a whole.
-fn left(groups: &BTreeSet<Pid>, cookie: &str) -> Vec<Target> {
-    let Some(all) = processes::all() else {
-        return groups.iter().copied().map(Target::Group).filter(|target| sys::exists(*target)).collect();
-    };
-    let own = Pid::own();
-    let ours = |process: &&Process| {
-        !process.zombie
-            && process.pid != own
-            && (groups.contains(&process.group) || processes::has_variable(process.pid, cookie))
-    };
-    all.iter().filter(ours).map(|process| Target::Process(process.pid)).collect()
+/// How to tell what panzer has started from everything else.
+struct Left {
+    groups: BTreeSet<Pid>,
+    cookie: String,
+}
+
+impl Left {
+    /// Every living process that is in one of the groups or carries the cookie. Without `/proc` the groups as a whole.
+    fn find(&self) -> Vec<Target> {
+        let Some(all) = processes::all() else {
+            let groups = self.groups.iter().copied().map(Target::Group);
+            return groups.filter(|target| sys::exists(*target)).collect();
+        };
+        let own = Pid::own();
+        let is_left = |process: &&Process| {
+            !process.zombie
+                && process.pid != own
+                && (self.groups.contains(&process.group) || processes::has_variable(process.pid, &self.cookie))
+        };
+        all.iter().filter(is_left).map(|process| Target::Process(process.pid)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_read_back_as_they_were_written() {
+        let group = Pid::from_number(4_194_304).unwrap();
+        for message in [Message::Add(group), Message::Remove(group)] {
+            assert_eq!(Message::from_bytes(message.to_bytes()), Some(message));
+        }
+        for number in [0, i32::MIN] {
+            assert_eq!(Message::from_bytes(i32::to_ne_bytes(number)), None);
+        }
+    }
 }

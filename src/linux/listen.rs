@@ -159,10 +159,9 @@ fn unix(path: &Path, mode: Option<u32>, backlog: i32) -> Result<(OwnedFd, OwnPat
     let words = |error: Errno| cause(&error.into());
     let directory = path.parent().unwrap_or(Path::new("/"));
     let _lock = lock_directory(directory)?;
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => remove_if_stale(path)?,
-        Ok(_) => return Err("there is a file of another kind at this path".to_owned()),
-        Err(_) => {}
+    match look_at(path)? {
+        AtPath::Nothing => {}
+        AtPath::Stale => fs::remove_file(path).map_err(|error| cause(&error))?,
     }
     let socket = stream(AddressFamily::UNIX).map_err(words)?;
     let address = SocketAddrUnix::new(path).map_err(words)?;
@@ -192,16 +191,32 @@ fn lock_directory(directory: &Path) -> Result<OwnedFd, String> {
     Err(format!("another program holds a lock on {}", directory.display()))
 }
 
-/// Removes a socket that nobody listens on any more.
-fn remove_if_stale(path: &Path) -> Result<(), String> {
+/// What stands at a path that is to be bound.
+enum AtPath {
+    /// Nothing: it can be bound.
+    Nothing,
+    /// A socket that nobody listens on any more: it can be removed.
+    Stale,
+}
+
+/// Says what is at `path`, or why it cannot be had. Never waits, changes nothing.
+fn look_at(path: &Path) -> Result<AtPath, String> {
     let words = |error: Errno| cause(&error.into());
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err("there is a file of another kind at this path".to_owned());
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(AtPath::Nothing),
+        Err(error) => return Err(cause(&error)),
+    }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(words)?;
     let address = SocketAddrUnix::new(path).map_err(words)?;
     match connect(&probe, &address) {
         // Refused is what the kernel says when no socket is bound to the file any more.
-        Err(Errno::CONNREFUSED) => fs::remove_file(path).map_err(|error| cause(&error)),
-        Err(Errno::NOENT) => Ok(()),
+        Err(Errno::CONNREFUSED) => Ok(AtPath::Stale),
+        Err(Errno::NOENT) => Ok(AtPath::Nothing),
         // A full queue (EAGAIN) or a datagram socket (EPROTOTYPE) is alive as well.
         Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Err("somebody is listening there".to_owned()),
         Err(error) => Err(format!("cannot tell whether somebody is listening there: {}", words(error))),
@@ -243,30 +258,18 @@ pub(super) fn server_starter_port(listeners: &[Listener]) -> String {
     entries.collect::<Vec<_>>().join(";")
 }
 
-/// Whether `wanted` could be bound now: binds it and lets it go. A path is not touched.
+/// Whether `wanted` could be bound now. A path is only looked at; anything else is bound, and what is given back keeps
+/// it so that the next one is tried beside it.
 ///
 /// # Errors
 /// As [`open`].
-pub(super) fn check(wanted: &Listen) -> Result<(), Error> {
-    match &wanted.address {
-        Address::Tcp(_) | Address::Udp(_) | Address::Abstract(_) => open(wanted, 1).map(drop),
-        Address::Unix(path) => {
-            check_path(path).map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))
-        }
-    }
-}
-
-fn check_path(path: &Path) -> Result<(), String> {
+pub(super) fn try_to_open(wanted: &Listen) -> Result<Option<Listener>, Error> {
+    let Address::Unix(path) = &wanted.address else { return open(wanted, 1).map(Some) };
     let directory = path.parent().unwrap_or(Path::new("/"));
-    if let Err(error) = rustix::fs::access(directory, rustix::fs::Access::WRITE_OK) {
-        return Err(format!("{}: {}", directory.display(), cause(&error.into())));
-    }
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => Err("somebody is listening there".to_owned()),
-            Err(_) => Ok(()),
-        },
-        Ok(_) => Err("there is a file of another kind at this path".to_owned()),
-        Err(_) => Ok(()),
-    }
+    let may_write = rustix::fs::access(directory, rustix::fs::Access::WRITE_OK)
+        .map_err(|error| format!("{}: {}", directory.display(), cause(&error.into())));
+    may_write
+        .and_then(|()| look_at(path))
+        .map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))?;
+    Ok(None)
 }

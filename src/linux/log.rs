@@ -14,7 +14,7 @@ use crate::supervisor::report::{Level, Report};
 const LONGEST_LINE: usize = 4096;
 
 /// Writes lines to stderr.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Log {
     level: Level,
     format: LogFormat,
@@ -28,12 +28,17 @@ impl Log {
         Self { level, format, lost: 0 }
     }
 
-    /// Says what the supervisor reports. `pid` is that of the worker it is about.
-    pub fn report(&mut self, report: &Report, pid: Option<i32>) {
-        if report.level() <= self.level {
-            let worker = report.worker().map(|worker| worker.slot);
-            self.line(report.level(), report.event(), worker, pid, &report.text(pid));
+    /// Says what the supervisor reports, about a worker or about init mode's one child. `pid` is that of its process.
+    pub fn report(&mut self, report: &Report, supervised: bool, pid: Option<i32>) {
+        if report.level() > self.level {
+            return;
         }
+        let slot = report.worker().map(|worker| worker.slot).filter(|_| supervised);
+        let mut who = slot.map_or_else(|| "the command".to_owned(), |slot| format!("worker {slot}"));
+        if let Some(pid) = pid {
+            let _ = write!(who, " (pid {pid})");
+        }
+        self.line(report.level(), report.event(), slot, pid, &report.text(&who));
     }
 
     /// Says something of panzer's own.
@@ -56,7 +61,8 @@ impl Log {
                 let _ = write!(line, ",\"lost\":{lost}}}");
             }
         }
-        let end = (0..=LONGEST_LINE - 1).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
+        // Not in the middle of a character, and with room for the line's end.
+        let end = (0..LONGEST_LINE).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
         line.truncate(end);
         line.push('\n');
         if write_at_once(line.as_bytes()) {
@@ -87,7 +93,7 @@ fn json(level: Level, event: &str, slot: Option<u32>, pid: Option<i32>, text: &s
         let _ = write!(line, ",\"pid\":{pid}");
     }
     line.push_str(",\"message\":\"");
-    // The text is short, so that the line stays whole JSON below the longest line, whatever is escaped.
+    // The text is cut to 600 characters, so that the line stays whole JSON below the longest line, whatever is escaped.
     for c in text.chars().take(600) {
         match c {
             '"' | '\\' => {

@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use rustix::fs::Mode;
+use rustix::fs::{Access, Mode};
 use rustix::io::Errno;
 
 use super::environment;
 use super::listen::{FIRST_DESCRIPTOR, Listener, OwnPath};
-use super::sys::{self, Fork, Found, Pid, Pointers, StringList};
+use super::sys::{self, Fork, InitialSignals, Pid, Pointers, StringList};
 use super::terminal;
 use super::users::Credentials;
 use crate::error::{Error, Status, cause};
@@ -30,18 +30,32 @@ const SHELL: &CStr = c"/bin/sh";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 enum Step {
+    /// Going to its directory.
     Directory = 1,
-    Groups = 2,
-    Group = 3,
-    User = 4,
-    Parent = 5,
-    Descriptors = 6,
-    Execute = 7,
+    /// Becoming its user, with that user's groups.
+    User = 2,
+    /// Asking for a signal at panzer's death.
+    ParentDeath = 3,
+    /// Finding that panzer has died already; nobody reads of it.
+    NoParent = 4,
+    /// Arranging its descriptors.
+    Descriptors = 5,
+    /// Executing the command.
+    Execute = 6,
+    /// Executing a command that is there, while what its first line names, or its dynamic loader, is not.
+    Interpreter = 7,
 }
 
 impl Step {
-    const ALL: [Self; 7] =
-        [Self::Directory, Self::Groups, Self::Group, Self::User, Self::Parent, Self::Descriptors, Self::Execute];
+    const ALL: [Self; 7] = [
+        Self::Directory,
+        Self::User,
+        Self::ParentDeath,
+        Self::NoParent,
+        Self::Descriptors,
+        Self::Execute,
+        Self::Interpreter,
+    ];
 }
 
 /// Why a child did not get as far as its program.
@@ -50,7 +64,7 @@ pub(super) struct Failure {
     /// What it was.
     pub(super) why: NotRun,
     /// The system was short of something: worth trying again.
-    pub(super) passing: bool,
+    pub(super) is_transient: bool,
 }
 
 /// A message on the pipe: step and errno.
@@ -113,12 +127,14 @@ pub(super) struct Launcher {
     pub(super) directory: Option<CString>,
     /// `directory` as typed.
     pub(super) typed_directory: PathBuf,
-    /// As whom.
+    /// As whom it runs.
     pub(super) credentials: Option<Credentials>,
-    /// With which umask.
+    /// As whom, as typed.
+    pub(super) typed_user: String,
+    /// Its file mode creation mask.
     pub(super) umask: Option<Mode>,
-    /// What panzer was started with.
-    pub(super) found: Found,
+    /// What the command finds signals like.
+    pub(super) signals: InitialSignals,
     /// What the worker gets when panzer dies.
     pub(super) parent_death: Signal,
     /// Standard input; `None`: panzer's own.
@@ -171,6 +187,7 @@ impl Launcher {
         };
         let [a, b, c, d] = errno.to_ne_bytes();
         let _ = rustix::io::write(pipe, &[step as u8, a, b, c, d]);
+        // The message counts; nobody looks at this status.
         sys::exit_now(Status::NOT_FOUND.0)
     }
 
@@ -187,16 +204,16 @@ impl Launcher {
         if let Some(umask) = self.umask {
             rustix::process::umask(umask);
         }
-        if let Some(credentials) = &self.credentials {
-            rustix::thread::set_thread_groups(&credentials.groups).map_err(at(Step::Groups))?;
-            rustix::thread::set_thread_gid(credentials.gid).map_err(at(Step::Group))?;
+        if let Some(credentials) = self.credentials.as_ref().filter(|credentials| credentials.change) {
+            rustix::thread::set_thread_groups(&credentials.groups).map_err(at(Step::User))?;
+            rustix::thread::set_thread_gid(credentials.gid).map_err(at(Step::User))?;
             rustix::thread::set_thread_uid(credentials.uid).map_err(at(Step::User))?;
         }
         // After the credentials: the kernel forgets it when they change.
-        sys::set_parent_death_signal(self.parent_death).map_err(|_| (Step::Parent, 0))?;
+        sys::set_parent_death_signal(self.parent_death).map_err(|error| (Step::ParentDeath, raw(&error)))?;
         // panzer may have died before that. No parent at all means that it is outside of this PID namespace.
         if rustix::process::getppid().is_some_and(|parent| Pid::from(parent) != panzer) {
-            return Err((Step::Parent, 0));
+            return Err((Step::NoParent, 0));
         }
         if let Some(stdin) = &self.stdin {
             rustix::stdio::dup2_stdin(stdin).map_err(at(Step::Descriptors))?;
@@ -210,10 +227,10 @@ impl Launcher {
             .map(|listener| &listener.socket)
             .chain(self.death_pipe.as_ref().map(|pipe| &pipe.reader));
         for (from, to) in handed_down.zip(FIRST_DESCRIPTOR..) {
-            sys::duplicate_to(from.as_fd(), to).map_err(|_| (Step::Descriptors, Errno::BADF.raw_os_error()))?;
+            sys::duplicate_to(from.as_fd(), to).map_err(|error| (Step::Descriptors, raw(&error)))?;
         }
-        sys::set_ignored(Signal::PIPE, self.found.pipe_ignored);
-        sys::set_ignored(Signal::CHLD, self.found.chld_ignored);
+        sys::set_ignored(Signal::PIPE, self.signals.pipe_ignored);
+        sys::set_ignored(Signal::CHLD, self.signals.chld_ignored);
         Ok(())
     }
 
@@ -225,7 +242,7 @@ impl Launcher {
             variables.set(0, string);
         }
         // Last of all, with no handler installed: a signal that came in the meantime now does what it should.
-        sys::set_signal_mask(self.found.mask);
+        sys::set_signal_mask(self.signals.mask);
         let mut remembered = libc::ENOENT;
         for path in &self.candidates {
             let mut errno = sys::execute(path, &arguments, &variables);
@@ -234,6 +251,9 @@ impl Launcher {
                 errno = sys::execute(SHELL, &shell, &variables);
             }
             match errno {
+                libc::ENOENT if rustix::fs::access(path.as_c_str(), Access::EXISTS).is_ok() => {
+                    return (Step::Interpreter, errno);
+                }
                 libc::ENOENT | libc::ENOTDIR => {}
                 libc::EACCES => remembered = errno,
                 _ => return (Step::Execute, errno),
@@ -258,21 +278,26 @@ impl Launcher {
         let step = Step::ALL.into_iter().find(|known| *known as u8 == step)?;
         let action = match step {
             Step::Directory => format!("change to directory {}", self.typed_directory.display()),
-            Step::Groups => "set the worker's groups".to_owned(),
-            Step::Group => "set the worker's group".to_owned(),
-            Step::User => "set the worker's user".to_owned(),
-            Step::Parent => "start a worker without panzer".to_owned(),
+            Step::User => format!("run as user {}", self.typed_user),
+            Step::ParentDeath => "ask for a signal at panzer's death".to_owned(),
+            Step::NoParent => "run without panzer".to_owned(),
             Step::Descriptors => "hand down descriptors".to_owned(),
-            Step::Execute => format!("run {}", self.command.display()),
+            Step::Execute | Step::Interpreter => format!("run {}", self.command.display()),
         };
-        let error = Error::new(action, cause(&std::io::Error::from_raw_os_error(errno))).to_string();
+        let words = match step {
+            Step::Interpreter => "its interpreter is missing".to_owned(),
+            Step::Directory | Step::User | Step::ParentDeath | Step::NoParent | Step::Descriptors | Step::Execute => {
+                cause(&std::io::Error::from_raw_os_error(errno))
+            }
+        };
+        let error = Error::new(action, words).to_string();
         let status = match (step, errno) {
-            (Step::Execute, libc::ENOENT | libc::ENOTDIR) => Status::NOT_FOUND,
+            (Step::Execute | Step::Interpreter, libc::ENOENT | libc::ENOTDIR) => Status::NOT_FOUND,
             (Step::Execute, _) => Status::CANNOT_EXECUTE,
             _ => Status::REFUSED,
         };
-        let passing = matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ETXTBSY);
-        Some(Failure { why: NotRun { status, error }, passing })
+        let is_transient = matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ETXTBSY);
+        Some(Failure { why: NotRun { status, error }, is_transient })
     }
 
     /// What has come over the pipe: `None` while the child has neither executed nor failed.
@@ -292,6 +317,10 @@ impl Launcher {
 /// The lowest number above the descriptors that workers are handed: the listeners and the parent-death pipe.
 pub(super) fn above_handed_down(listeners: usize) -> RawFd {
     FIRST_DESCRIPTOR.saturating_add(RawFd::try_from(listeners).unwrap_or(RawFd::MAX)).saturating_add(1)
+}
+
+fn raw(error: &std::io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(0)
 }
 
 /// Where execvp(3) would look for `command`.

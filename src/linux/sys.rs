@@ -1,6 +1,7 @@
 //! The few system calls that need `unsafe`, each wrapped so that its callers need none.
 //!
-//! Everything that may be called between fork and exec says so; such a function allocates nothing and takes no lock.
+//! A function that may be called between fork and exec says that it is async-signal-safe: it allocates nothing and takes
+//! no lock.
 #![allow(unsafe_code, reason = "this is the one module that may hold it; a test proves that no other does")]
 
 use std::ffi::{CStr, c_char, c_int, c_long};
@@ -22,9 +23,9 @@ static FOUND_MASK: AtomicU64 = AtomicU64::new(0);
 static FOUND_PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
 static FOUND_CHLD_IGNORED: AtomicBool = AtomicBool::new(false);
 
-/// What panzer was started with, and what a worker is given back.
+/// The state of signals that panzer was started with, and that a worker is given back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Found {
+pub(super) struct InitialSignals {
     /// The blocked signals.
     pub(super) mask: u64,
     /// SIGPIPE was ignored.
@@ -33,9 +34,9 @@ pub(super) struct Found {
     pub(super) chld_ignored: bool,
 }
 
-/// What the process was started with.
-pub(super) fn found() -> Found {
-    Found {
+/// The state of signals before Rust's runtime changed it.
+pub(super) fn initial_signals() -> InitialSignals {
+    InitialSignals {
         mask: FOUND_MASK.load(Ordering::Relaxed),
         pipe_ignored: FOUND_PIPE_IGNORED.load(Ordering::Relaxed),
         chld_ignored: FOUND_CHLD_IGNORED.load(Ordering::Relaxed),
@@ -127,7 +128,7 @@ pub(super) fn signal_descriptor() -> io::Result<OwnedFd> {
     let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
     // SAFETY: the set is read only, and has the size that is named.
     let number = unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const all, KERNEL_SIGSET_SIZE, flags) };
-    own(number)
+    owned_descriptor(number)
 }
 
 /// Which side of a fork one is on.
@@ -165,7 +166,7 @@ pub(super) fn reap_hidden(pid: Pid) {
 pub(super) struct Pid(rustix::process::RawPid);
 
 impl Pid {
-    /// This process.
+    /// This process. Async-signal-safe.
     pub(super) fn own() -> Self {
         Self::from(rustix::process::getpid())
     }
@@ -211,13 +212,13 @@ impl Target {
 /// `kill(2)`. Async-signal-safe.
 pub(super) fn kill(target: Target, signal: Signal) -> io::Result<()> {
     // SAFETY: kill takes two integers.
-    check(unsafe { libc::kill(target.number(), signal.number().into()) })
+    result_of(unsafe { libc::kill(target.number(), signal.number().into()) })
 }
 
 /// Whether there is such a process or group; a zombie counts.
 pub(super) fn exists(target: Target) -> bool {
     // SAFETY: signal 0 is never delivered; the kernel only looks the target up.
-    let sent = check(unsafe { libc::kill(target.number(), 0) });
+    let sent = result_of(unsafe { libc::kill(target.number(), 0) });
     sent.map_or_else(|error| error.raw_os_error() == Some(libc::EPERM), |()| true)
 }
 
@@ -225,13 +226,13 @@ pub(super) fn exists(target: Target) -> bool {
 /// credentials change. Async-signal-safe.
 pub(super) fn set_parent_death_signal(signal: Signal) -> io::Result<()> {
     // SAFETY: this operation takes an integer.
-    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::c_ulong::from(signal.number())) })
+    result_of(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::c_ulong::from(signal.number())) })
 }
 
 /// Makes descriptor `to` a copy of `from` that survives exec, whatever it was before. Async-signal-safe.
 pub(super) fn duplicate_to(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
     // SAFETY: `from` is open. `to` belongs to nobody in the forked child, whose only further act is to exec.
-    check(unsafe { libc::dup2(from.as_raw_fd(), to) })
+    result_of(unsafe { libc::dup2(from.as_raw_fd(), to) })
 }
 
 /// Closes every descriptor from `first` to `last` (`close_range(2)`, Linux 5.9; one by one where it is missing).
@@ -304,16 +305,13 @@ pub(super) struct StringList {
 }
 
 impl StringList {
-    /// Adds a string; its end is added too. False where it holds a NUL byte and was left out.
-    pub(super) fn push(&mut self, string: &[u8]) -> bool {
-        if string.contains(&0) {
-            return false;
-        }
+    /// Adds a string; its end is added too. It comes from a command line, an environment or a file name and so holds no
+    /// NUL byte; where it did, the string would end there.
+    pub(super) fn push(&mut self, string: &[u8]) {
         let mut bytes = Vec::with_capacity(string.len() + 1);
         bytes.extend_from_slice(string);
         bytes.push(0);
         self.strings.push(bytes.into_boxed_slice());
-        true
     }
 }
 
@@ -391,7 +389,7 @@ mod no_unwinder {
     }
 }
 
-fn own(number: c_long) -> io::Result<OwnedFd> {
+fn owned_descriptor(number: c_long) -> io::Result<OwnedFd> {
     match RawFd::try_from(number) {
         // SAFETY: the kernel has just made this descriptor, and only this value knows it.
         Ok(number) if number >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
@@ -399,6 +397,6 @@ fn own(number: c_long) -> io::Result<OwnedFd> {
     }
 }
 
-fn check(result: c_int) -> io::Result<()> {
+fn result_of(result: c_int) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -19,6 +19,9 @@ pub(super) struct Credentials {
     pub(super) gid: Gid,
     /// All its groups.
     pub(super) groups: Vec<Gid>,
+    /// They are not panzer's own, or panzer may set them all the same. An ordinary user may name itself, and may not
+    /// set its groups.
+    pub(super) change: bool,
     /// Name and home directory, where the user has an entry.
     pub(super) account: Option<(String, String)>,
 }
@@ -35,7 +38,11 @@ pub(super) fn look_up(typed: &str) -> Result<Credentials, Error> {
     let already = credentials.uid == rustix::process::getuid() && credentials.gid == rustix::process::getgid();
     let needed = CapabilitySet::SETUID | CapabilitySet::SETGID;
     let may = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed));
-    if already || may { Ok(credentials) } else { Err(refuse("only root may run workers as another user".to_owned())) }
+    if already || may {
+        Ok(Credentials { change: may, ..credentials })
+    } else {
+        Err(refuse("only root may run workers as another user".to_owned()))
+    }
 }
 
 fn resolve(typed: &str, passwd: &str, groups: &str) -> Result<Credentials, String> {
@@ -68,7 +75,7 @@ fn resolve(typed: &str, passwd: &str, groups: &str) -> Result<Credentials, Strin
         all.extend(groups_of(name, groups).filter(|other| *other != gid));
     }
     let groups = all.into_iter().map(Gid::from_raw).collect();
-    Ok(Credentials { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid), groups, account })
+    Ok(Credentials { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid), groups, change: true, account })
 }
 
 /// name:password:GID:members (group(5))

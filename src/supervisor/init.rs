@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
-use super::commands::{Action, Actions};
-use super::report::Report;
+use super::actions::{Action, Actions};
+use super::clearing::{Clearing, Progress};
+use super::report::{Next, Reason, Report};
 use super::stop::{Due, Escalation, Schedule};
-use super::{Effect, End, Event, WorkerId, push_rest_signal, push_stop_signal};
+use super::{Effect, End, Event, Reach, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
 
@@ -19,22 +20,22 @@ pub const CHILD: WorkerId = WorkerId { slot: 0, life: 1 };
 pub struct Settings {
     /// What signals do.
     pub actions: Actions,
-    /// The stop schedule, where one was asked for.
-    pub stop: Option<Schedule>,
-    /// Whether panzer looks after what the child leaves behind (not with `--no-group`).
-    pub clear_rest: bool,
-    /// How long that may take after TERM.
+    /// How the child is stopped, where a signal asks for that.
+    pub stop: Schedule,
+    /// Signals go to the main process alone, and what it leaves behind is left alone.
+    pub no_group: bool,
+    /// How long what remains at the end may take after TERM.
     pub linger: Duration,
     /// Statuses that count as 0.
-    pub ok_exits: Vec<u8>,
+    pub ok_exits: Vec<Status>,
 }
 
 #[derive(Clone, Debug)]
 enum Phase {
     /// The child lives; a stop schedule may be running.
     Running(Option<Escalation>),
-    /// The child ended; what it left behind is being cleared.
-    Clearing(Status, Option<Escalation>),
+    /// The child ended with this status; what remains is being cleared.
+    Clearing(Status, Clearing),
     /// Exit was asked for.
     Finished,
 }
@@ -43,8 +44,6 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub struct Init {
     settings: Settings,
-    schedule: Schedule,
-    rest_schedule: Schedule,
     phase: Phase,
 }
 
@@ -52,12 +51,7 @@ impl Init {
     /// Starts with nothing; [`Init::begin`] asks for the child.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self {
-            schedule: settings.stop.clone().unwrap_or_else(Schedule::standard),
-            rest_schedule: Schedule::term_then_kill(settings.linger),
-            settings,
-            phase: Phase::Running(None),
-        }
+        Self { settings, phase: Phase::Running(None) }
     }
 
     /// The first effect.
@@ -71,17 +65,21 @@ impl Init {
         let mut effects = Vec::new();
         match event {
             // There is nothing that a second try could be for: whoever started panzer waits for an answer.
-            Event::NotStarted(_, why) => self.ended(&End::CannotRun(why), &mut effects),
-            Event::Exited { end, .. } => self.ended(&end, &mut effects),
+            Event::NotStarted(_, why) => self.ended(End::CannotRun(why), &mut effects),
+            Event::Exited { end, .. } => self.ended(end, &mut effects),
+            Event::Executed(worker) => effects.push(Effect::Report(Report::Started(worker))),
             Event::Suspended(signal) => {
                 if signal == Signal::TSTP || signal == Signal::TTIN || signal == Signal::TTOU {
                     effects.push(Effect::Suspend);
                 }
             }
             Event::Signal(signal) => self.signal(now, signal, &mut effects),
-            Event::RestLeft => self.clear_rest(now, &mut effects),
-            Event::NothingLeft => self.finish(&mut effects),
-            Event::Executed(worker) => effects.push(Effect::Report(Report::Started(worker))),
+            Event::SomethingRemains => {
+                if let Phase::Clearing(_, clearing) = &mut self.phase {
+                    clearing.found(now, &mut effects);
+                }
+            }
+            Event::NothingRemains => self.finish(&mut effects),
             Event::GroupGone(_) | Event::Time => {}
         }
         self.advance(now, &mut effects);
@@ -92,30 +90,29 @@ impl Init {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         match &self.phase {
-            Phase::Running(escalation) | Phase::Clearing(_, escalation) => {
-                escalation.as_ref().and_then(Escalation::deadline)
-            }
+            Phase::Running(escalation) => escalation.as_ref().and_then(Escalation::deadline),
+            Phase::Clearing(_, clearing) => clearing.deadline(),
             Phase::Finished => None,
         }
     }
 
-    fn ended(&mut self, end: &End, effects: &mut Vec<Effect>) {
+    fn ended(&mut self, end: End, effects: &mut Vec<Effect>) {
         if !matches!(self.phase, Phase::Running(_)) {
             return;
         }
         let status = end.status();
-        let status = if self.settings.ok_exits.contains(&status.0) { Status::SUCCESS } else { status };
-        let report = match end {
-            End::CannotRun(_) => Report::Ended(CHILD, end.clone(), super::report::Next::Stop),
-            End::Exited(_) | End::Killed { .. } => Report::Stopped(CHILD, end.clone()),
-        };
-        effects.push(Effect::Report(report));
-        if self.settings.clear_rest {
-            self.phase = Phase::Clearing(status, None);
-            effects.push(Effect::LookForRest);
-        } else {
+        let status = if self.settings.ok_exits.contains(&status) { Status::SUCCESS } else { status };
+        effects.push(Effect::Report(match end {
+            End::CannotRun(_) => {
+                Report::Ended { worker: CHILD, end, success: false, next: Next::Stop(Reason::NeverExecuted) }
+            }
+            End::Exited(_) | End::Killed { .. } => Report::Stopped(CHILD, end),
+        }));
+        if self.settings.no_group {
             self.phase = Phase::Finished;
             effects.push(Effect::Exit(status));
+        } else {
+            self.phase = Phase::Clearing(status, Clearing::begin(self.settings.linger, effects));
         }
     }
 
@@ -125,30 +122,58 @@ impl Init {
             Phase::Running(escalation) => match action {
                 Action::Stop => {
                     if escalation.is_none() {
-                        let (begun, first) = Escalation::begin(now, &self.schedule);
+                        let (begun, first) = Escalation::begin(now, &self.settings.stop);
                         *escalation = Some(begun);
-                        push_stop_signal(CHILD, first, effects);
+                        self.push_stop_signal(first, effects);
                     }
                 }
-                Action::StopNow => effects.push(Effect::Signal(CHILD, Signal::KILL)),
-                Action::Forward(other) => forward(other.unwrap_or(signal), effects),
+                Action::StopNow => self.push_signal(Signal::KILL, effects),
+                Action::Forward(other) => self.forward(other.unwrap_or(signal), effects),
                 Action::Ignore | Action::Reserved(_) => {}
             },
             // The child is gone: whoever asks for an end now wants it at once.
-            Phase::Clearing(_, Some(escalation)) => {
-                if matches!(action, Action::StopNow) || signal == Signal::TERM || signal == Signal::INT {
-                    effects.push(Effect::SignalRest(escalation.kill(now)));
+            Phase::Clearing(_, clearing) => {
+                let asks_for_an_end = match action {
+                    Action::Stop | Action::StopNow => true,
+                    Action::Forward(other) => {
+                        matches!(other.unwrap_or(signal), Signal::TERM | Signal::INT | Signal::QUIT)
+                    }
+                    Action::Ignore | Action::Reserved(_) => false,
+                };
+                if asks_for_an_end {
+                    clearing.kill(now, effects);
                 }
             }
-            Phase::Clearing(_, None) | Phase::Finished => {}
+            Phase::Finished => {}
         }
     }
 
-    fn clear_rest(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        if let Phase::Clearing(_, escalation @ None) = &mut self.phase {
-            let (begun, signal) = Escalation::begin(now, &self.rest_schedule);
-            *escalation = Some(begun);
-            push_rest_signal(signal, effects);
+    fn push_signal(&self, signal: Signal, effects: &mut Vec<Effect>) {
+        let reach = if self.settings.no_group { Reach::MainProcess } else { Reach::Group };
+        effects.push(Effect::Signal(CHILD, reach, signal));
+    }
+
+    /// A signal that means "end". CONT follows, since a stopped process cannot act on anything but KILL.
+    fn push_stop_signal(&self, signal: Signal, effects: &mut Vec<Effect>) {
+        self.push_signal(signal, effects);
+        if signal != Signal::KILL {
+            self.push_signal(Signal::CONT, effects);
+        }
+    }
+
+    fn forward(&self, signal: Signal, effects: &mut Vec<Effect>) {
+        match signal {
+            // As STOP: where the child's group is orphaned the kernel does not let these stop it (`setpgid(2)`).
+            Signal::TSTP | Signal::TTIN | Signal::TTOU => {
+                self.push_signal(Signal::STOP, effects);
+                effects.push(Effect::Suspend);
+            }
+            Signal::CONT => {
+                effects.push(Effect::TakeTerminal);
+                self.push_signal(Signal::CONT, effects);
+            }
+            Signal::TERM | Signal::INT | Signal::QUIT | Signal::HUP => self.push_stop_signal(signal, effects),
+            other => self.push_signal(other, effects),
         }
     }
 
@@ -161,42 +186,20 @@ impl Init {
 
     fn advance(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         match &mut self.phase {
-            Phase::Running(Some(escalation)) => match escalation.poll(now, &self.schedule) {
+            Phase::Running(Some(escalation)) => match escalation.poll(now, &self.settings.stop) {
                 Due::Nothing => {}
                 Due::Send(signal) => {
                     effects.push(Effect::Report(Report::Escalated(CHILD, signal)));
-                    push_stop_signal(CHILD, signal, effects);
+                    self.push_stop_signal(signal, effects);
                 }
                 // It cannot be killed; its end is waited for all the same, since panzer exits as the child does.
                 Due::Abandon => effects.push(Effect::Report(Report::Abandoned(CHILD))),
             },
-            Phase::Clearing(_, Some(escalation)) => match escalation.poll(now, &self.rest_schedule) {
-                Due::Nothing => {}
-                Due::Send(signal) => push_rest_signal(signal, effects),
-                Due::Abandon => {
-                    effects.push(Effect::Report(Report::RestAbandoned));
-                    self.finish(effects);
-                }
+            Phase::Clearing(_, clearing) => match clearing.advance(now, effects) {
+                Progress::Waiting => {}
+                Progress::Abandoned => self.finish(effects),
             },
-            Phase::Running(None) | Phase::Clearing(_, None) | Phase::Finished => {}
+            Phase::Running(None) | Phase::Finished => {}
         }
-    }
-}
-
-/// Passes a signal on. TSTP, TTIN and TTOU go on as STOP, since their default action does nothing in an orphaned
-/// process group, and stop panzer too; a signal that means "end" is followed by CONT, since a stopped process does
-/// not end.
-fn forward(signal: Signal, effects: &mut Vec<Effect>) {
-    match signal {
-        Signal::TSTP | Signal::TTIN | Signal::TTOU => {
-            effects.push(Effect::Signal(CHILD, Signal::STOP));
-            effects.push(Effect::Suspend);
-        }
-        Signal::CONT => {
-            effects.push(Effect::TakeTerminal);
-            effects.push(Effect::Signal(CHILD, Signal::CONT));
-        }
-        Signal::TERM | Signal::INT | Signal::QUIT | Signal::HUP => push_stop_signal(CHILD, signal, effects),
-        other => effects.push(Effect::Signal(CHILD, other)),
     }
 }

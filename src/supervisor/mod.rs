@@ -3,9 +3,17 @@
 //! Pure. It sees no descriptor, no pid and no clock, so that any schedule of events can be replayed in a test in
 //! microseconds. Must never call the system; `linux` performs what it asks for.
 //!
-//! [`Supervisor`] keeps N workers alive, [`init::Init`] looks after one child.
+//! [`Supervisor`] keeps N workers alive, [`init::Init`] looks after one child. Around them:
+//!
+//! - [`actions`]: what a signal to panzer does
+//! - [`worker`]: one slot's states
+//! - [`restart`]: policy, backoff, jitter
+//! - [`stop`]: stop schedules
+//! - `clearing`: what remains at the end
+//! - [`report`]: what there is to say
 
-pub mod commands;
+pub mod actions;
+mod clearing;
 pub mod init;
 pub mod report;
 pub mod restart;
@@ -18,15 +26,16 @@ use std::time::Duration;
 
 use crate::error::Status;
 use crate::signals::Signal;
-use commands::{Action, Actions};
-use report::{Next, Report};
+use actions::{Action, Actions};
+use clearing::{Clearing, Progress};
+use report::{Next, Reason, Report};
 use restart::{Backoff, GOOD_LIFE, Random, Restart};
 use stop::{Due, Escalation, Schedule};
-use worker::{Leftover, Ready, Slot, State};
+use worker::{OrphanedGroup, Ready, Slot, State};
 
-/// A ready worker that lived at least this long and ends with success has done its work, as servers with a limit of
+/// A worker that was ready for at least this long and ends with success has done its work, as servers with a limit of
 /// requests do: that is no failure.
-const SHORT_LIFE: Duration = Duration::from_secs(1);
+const LEAST_READY_TIME: Duration = Duration::from_secs(1);
 
 /// A kernel that has no process to give is not asked again sooner, whatever the backoff.
 const SHORTEST_RETRY: Duration = Duration::from_millis(10);
@@ -87,9 +96,9 @@ pub enum Event {
     Executed(WorkerId),
     /// The worker's main process ended and was reaped.
     Exited {
-        /// Whose.
+        /// The life that ended.
         worker: WorkerId,
-        /// How.
+        /// How it ended.
         end: End,
         /// Whether other processes of its group are still there.
         group_left: bool,
@@ -100,12 +109,21 @@ pub enum Event {
     Suspended(Signal),
     /// panzer got a signal.
     Signal(Signal),
-    /// The answer to [`Effect::LookForRest`]: something was left behind.
-    RestLeft,
-    /// The answer to [`Effect::LookForRest`], now or later: nothing is left.
-    NothingLeft,
+    /// The answer to [`Effect::LookForRemaining`]: something is still there.
+    SomethingRemains,
+    /// The answer to [`Effect::LookForRemaining`], now or later: nothing is there any more.
+    NothingRemains,
     /// Time has passed.
     Time,
+}
+
+/// How far a signal to a worker reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// The main process alone (`--no-group`).
+    MainProcess,
+    /// The whole process group.
+    Group,
 }
 
 /// What is to be done.
@@ -113,12 +131,12 @@ pub enum Event {
 pub enum Effect {
     /// Start this worker.
     Spawn(WorkerId),
-    /// Send a signal to a worker (its process group, unless `--no-group`).
-    Signal(WorkerId, Signal),
-    /// See whether anything that panzer started is left, and say when nothing is.
-    LookForRest,
-    /// Send a signal to all that is left.
-    SignalRest(Signal),
+    /// Send a signal to a worker.
+    Signal(WorkerId, Reach, Signal),
+    /// See whether anything that panzer started or adopted remains, and say when nothing does.
+    LookForRemaining,
+    /// Send a signal to all that remains.
+    SignalRemaining(Signal),
     /// Stop panzer itself, so that a shell takes its terminal back.
     Suspend,
     /// Give the terminal to the child again, if the shell has given it to panzer.
@@ -138,22 +156,48 @@ pub struct Settings {
     pub ready: Ready,
     /// Whether an ended one is started again.
     pub restart: Restart,
-    /// How long that takes.
+    /// The delays before that.
     pub backoff: Backoff,
     /// How many lives in a row may end before any worker is ready; 0: any number.
     pub crash_limit: u32,
     /// Statuses that end it all.
-    pub fatal_exits: Vec<u8>,
+    pub fatal_exits: Vec<Status>,
     /// Statuses that count as success.
-    pub ok_exits: Vec<u8>,
+    pub ok_exits: Vec<Status>,
     /// How workers are stopped.
     pub stop: Schedule,
-    /// How long what workers left behind may take after TERM.
+    /// Signals go to main processes alone; all but KILL in a stop, which must end within its schedule.
+    pub no_group: bool,
+    /// How long what remains at the end may take after TERM.
     pub linger: Duration,
     /// What signals do.
     pub actions: Actions,
     /// Where jitter starts from.
     pub seed: u64,
+}
+
+impl Settings {
+    /// Appends a step of a stop. CONT follows, since a stopped process cannot act on anything but KILL.
+    fn push_stop_signal(&self, worker: WorkerId, signal: Signal, effects: &mut Vec<Effect>) {
+        let reach = if self.no_group && signal != Signal::KILL { Reach::MainProcess } else { Reach::Group };
+        effects.push(Effect::Signal(worker, reach, signal));
+        if signal != Signal::KILL {
+            effects.push(Effect::Signal(worker, reach, Signal::CONT));
+        }
+    }
+}
+
+/// How far the workers have come, all in all. It only ever grows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Reached {
+    /// No program was executed yet.
+    Nothing,
+    /// A program was executed.
+    Executed,
+    /// A worker was ready.
+    OneReady,
+    /// All workers were ready at the same time.
+    AllReady,
 }
 
 /// Where panzer as a whole is.
@@ -163,9 +207,8 @@ enum Phase {
     Running,
     /// Workers are being stopped; the status to exit with, where it is not that of an ordinary stop.
     Stopping(Option<Status>),
-    /// The workers are gone; what escaped from their groups is being cleared. The escalation begins when there is
-    /// something.
-    Clearing(Option<Status>, Option<Escalation>),
+    /// The workers are gone; what escaped from their groups is being cleared.
+    Clearing(Option<Status>, Clearing),
     /// Exit was asked for.
     Finished,
 }
@@ -174,24 +217,18 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub struct Supervisor {
     settings: Settings,
-    rest_schedule: Schedule,
     random: Random,
     slots: Vec<Slot>,
-    leftovers: Vec<Leftover>,
+    orphaned_groups: Vec<OrphanedGroup>,
     phase: Phase,
-    /// A program was executed at least once.
-    ever_ran: bool,
-    /// A worker was ready at least once.
-    ever_ready: bool,
-    /// All workers were ready at the same time at least once.
-    ever_all_ready: bool,
+    reached: Reached,
     /// Lives that ended before any worker was ready.
     early_deaths: u32,
-    /// How often INT came.
-    interrupts: u32,
-    /// Something had to be killed.
+    /// INT has asked for a stop; another one means at once.
+    interrupted: bool,
+    /// Something had to be killed in a stop.
     killed: bool,
-    /// The last end that was no success.
+    /// The last end that was no success and that nobody came after.
     last_failure: Option<Status>,
 }
 
@@ -199,21 +236,16 @@ impl Supervisor {
     /// A supervisor whose workers all start at `now`, with the first [`Event::Time`].
     #[must_use]
     pub fn new(settings: Settings, now: Duration) -> Self {
-        let slots = (0..settings.workers)
-            .map(|slot| Slot { worker: WorkerId { slot, life: 0 }, state: State::Waiting { until: now }, failures: 0 })
-            .collect();
+        let slots = (0..settings.workers).map(|slot| Slot::new(slot, now)).collect();
         Self {
-            rest_schedule: Schedule::term_then_kill(settings.linger),
             random: Random::new(settings.seed),
             settings,
             slots,
-            leftovers: Vec::new(),
+            orphaned_groups: Vec::new(),
             phase: Phase::Running,
-            ever_ran: false,
-            ever_ready: false,
-            ever_all_ready: false,
+            reached: Reached::Nothing,
             early_deaths: 0,
-            interrupts: 0,
+            interrupted: false,
             killed: false,
             last_failure: None,
         }
@@ -235,10 +267,14 @@ impl Supervisor {
             Event::NotStarted(worker, why) => self.not_started(now, worker, why, &mut effects),
             Event::Executed(worker) => self.executed(now, worker, &mut effects),
             Event::Exited { worker, end, group_left } => self.exited(now, worker, end, group_left, &mut effects),
-            Event::GroupGone(worker) => self.leftovers.retain(|leftover| leftover.worker != worker),
+            Event::GroupGone(worker) => self.orphaned_groups.retain(|group| group.worker != worker),
             Event::Signal(signal) => self.signal(now, signal, &mut effects),
-            Event::RestLeft => self.clear_rest(now, &mut effects),
-            Event::NothingLeft => self.finish(&mut effects),
+            Event::SomethingRemains => {
+                if let Phase::Clearing(_, clearing) = &mut self.phase {
+                    clearing.found(now, &mut effects);
+                }
+            }
+            Event::NothingRemains => self.finish(&mut effects),
             Event::Suspended(_) | Event::Time => {}
         }
         self.advance(now, &mut effects);
@@ -251,21 +287,23 @@ impl Supervisor {
         match &self.phase {
             Phase::Running | Phase::Stopping(_) => {
                 let slots = self.slots.iter().filter_map(Slot::deadline);
-                slots.chain(self.leftovers.iter().filter_map(|leftover| leftover.escalation.deadline())).min()
+                slots.chain(self.orphaned_groups.iter().filter_map(|group| group.escalation.deadline())).min()
             }
-            Phase::Clearing(_, escalation) => escalation.as_ref().and_then(Escalation::deadline),
+            Phase::Clearing(_, clearing) => clearing.deadline(),
             Phase::Finished => None,
         }
     }
 
-    fn slot_of(&mut self, worker: WorkerId) -> Option<&mut Slot> {
-        self.slots.get_mut(usize::try_from(worker.slot).ok()?).filter(|slot| slot.worker == worker)
+    /// The slot of a life that is not over, together with what else its fate depends on.
+    fn living(&mut self, worker: WorkerId) -> Option<(&mut Slot, &mut Random, &Settings)> {
+        let slot = self.slots.get_mut(usize::try_from(worker.slot).ok()?)?;
+        (slot.worker == worker && slot.has_process()).then_some((slot, &mut self.random, &self.settings))
     }
 
     fn not_started(&mut self, now: Duration, worker: WorkerId, why: NotRun, effects: &mut Vec<Effect>) {
-        let Self { slots, random, settings, phase, .. } = self;
-        let Some(slot) = slots.iter_mut().find(|slot| slot.worker == worker && slot.has_process()) else { return };
-        if !matches!(phase, Phase::Running) {
+        let running = matches!(self.phase, Phase::Running);
+        let Some((slot, random, settings)) = self.living(worker) else { return };
+        if !running {
             slot.state = State::Ended;
             return;
         }
@@ -277,14 +315,13 @@ impl Supervisor {
     }
 
     fn executed(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
-        self.ever_ran = true;
-        let delay = match self.settings.ready {
+        self.reached = self.reached.max(Reached::Executed);
+        let Some((slot, _, settings)) = self.living(worker) else { return };
+        let delay = match settings.ready {
             Ready::Exec => Duration::ZERO,
             Ready::Delay(delay) => delay,
         };
-        if let Some(slot) = self.slot_of(worker)
-            && let State::Starting { ready_at: ready_at @ None } = &mut slot.state
-        {
+        if let State::Starting { ready_at: ready_at @ None } = &mut slot.state {
             *ready_at = Some(now + delay);
             let report = if worker.life == 1 { Report::Started } else { Report::Replaced };
             effects.push(Effect::Report(report(worker)));
@@ -292,62 +329,80 @@ impl Supervisor {
     }
 
     fn exited(&mut self, now: Duration, worker: WorkerId, end: End, group_left: bool, effects: &mut Vec<Effect>) {
-        let Some(slot) = self.slot_of(worker).filter(|slot| slot.has_process()) else { return };
+        let Some((slot, ..)) = self.living(worker) else { return };
         let before = std::mem::replace(&mut slot.state, State::Ended);
         if let State::Draining(escalation) = before {
             if group_left {
-                self.leftovers.push(Leftover { worker, escalation });
+                self.orphaned_groups.push(OrphanedGroup { worker, escalation });
             }
             effects.push(Effect::Report(Report::Stopped(worker, end)));
             return;
         }
-        let next = self.after_an_end(now, worker, &before, &end);
         let status = end.status();
-        effects.push(Effect::Report(Report::Ended(worker, end, next)));
+        let success = status == Status::SUCCESS || self.settings.ok_exits.contains(&status);
+        let ready_for = match before {
+            State::Ready { since } => now.saturating_sub(since),
+            State::Starting { .. } | State::Waiting { .. } | State::Draining(_) | State::Ended => Duration::ZERO,
+        };
+        let next = match self.reason_to_stop(&end, success) {
+            Some(reason) => Next::Stop(reason),
+            None => self.restart(now, worker, success, ready_for),
+        };
+        if next == Next::Nobody && !success {
+            self.last_failure = Some(status);
+        }
+        effects.push(Effect::Report(Report::Ended { worker, end, success, next }));
         if group_left {
             let (escalation, signal) = Escalation::begin(now, &self.settings.stop);
-            effects.push(Effect::Report(Report::GroupLeft(worker)));
-            push_stop_signal(worker, signal, effects);
-            self.leftovers.push(Leftover { worker, escalation });
+            effects.push(Effect::Report(Report::GroupOrphaned(worker)));
+            self.settings.push_stop_signal(worker, signal, effects);
+            self.orphaned_groups.push(OrphanedGroup { worker, escalation });
         }
-        if matches!(next, Next::Stop) {
-            self.stop_for_good(now, worker, status, effects);
+        if let Next::Stop(reason) = next {
+            effects.push(Effect::Report(Report::GivingUp(worker, reason, status)));
+            self.stop_all(now, Some(status), effects);
         }
     }
 
-    /// Decides what follows the end of a worker that was not told to stop, and leaves its slot so.
-    fn after_an_end(&mut self, now: Duration, worker: WorkerId, before: &State, end: &End) -> Next {
-        let status = end.status();
-        let success = status == Status::SUCCESS || self.settings.ok_exits.contains(&status.0);
-        if !success {
-            self.last_failure = Some(status);
+    /// Whether the end of a worker that was not told to stop ends everything.
+    fn reason_to_stop(&mut self, end: &End, success: bool) -> Option<Reason> {
+        if !matches!(self.phase, Phase::Running) {
+            return None;
         }
-        if self.settings.fatal_exits.contains(&status.0) {
-            return Next::Stop;
+        if self.settings.fatal_exits.contains(&end.status()) {
+            return Some(Reason::FatalExit);
         }
-        if matches!(end, End::CannotRun(_)) && !self.ever_ran {
-            return Next::Stop;
+        if matches!(end, End::CannotRun(_)) && self.reached == Reached::Nothing {
+            return Some(Reason::NeverExecuted);
         }
-        match (self.settings.restart, success) {
-            (Restart::Never, _) | (Restart::OnFailure, true) => return Next::Nobody,
-            (Restart::Always, _) | (Restart::OnFailure, false) => {}
-        }
-        if !self.ever_ready {
+        if self.reached < Reached::OneReady && self.is_restarted(success) {
             self.early_deaths += 1;
             if self.settings.crash_limit > 0 && self.early_deaths >= self.settings.crash_limit {
-                return Next::Stop;
+                return Some(Reason::CrashLimit(self.early_deaths));
             }
         }
+        None
+    }
+
+    fn is_restarted(&self, success: bool) -> bool {
+        match self.settings.restart {
+            Restart::Always => true,
+            Restart::OnFailure => !success,
+            Restart::Never => false,
+        }
+    }
+
+    /// Decides when the slot of a worker that ended by itself has its next life.
+    fn restart(&mut self, now: Duration, worker: WorkerId, success: bool, ready_for: Duration) -> Next {
+        if !self.is_restarted(success) {
+            return Next::Nobody;
+        }
         let Self { slots, random, settings, .. } = self;
-        let Some(slot) = slots.iter_mut().find(|slot| slot.worker == worker) else { return Next::Stop };
-        let ready_for = match before {
-            State::Ready { since } => now.saturating_sub(*since),
-            State::Starting { .. } | State::Waiting { .. } | State::Draining(_) | State::Ended => Duration::ZERO,
-        };
+        let Some(slot) = slots.iter_mut().find(|slot| slot.worker == worker) else { return Next::Nobody };
         if ready_for >= GOOD_LIFE {
             slot.failures = 0;
         }
-        let delay = if success && ready_for >= SHORT_LIFE {
+        let delay = if success && ready_for >= LEAST_READY_TIME {
             Duration::ZERO
         } else {
             slot.failures += 1;
@@ -357,26 +412,12 @@ impl Supervisor {
         if delay.is_zero() { Next::Now } else { Next::After(delay) }
     }
 
-    /// Stops everything because of how `worker` ended.
-    fn stop_for_good(&mut self, now: Duration, worker: WorkerId, status: Status, effects: &mut Vec<Effect>) {
-        if self.settings.fatal_exits.contains(&status.0) {
-            effects.push(Effect::Report(Report::FatalExit(worker, status.0)));
-        } else if self.early_deaths > 0 {
-            effects.push(Effect::Report(Report::GivingUp(self.early_deaths)));
-        }
-        if matches!(self.phase, Phase::Running) {
-            self.stop_all(now, Some(status), effects);
-        }
-    }
-
     fn signal(&mut self, now: Duration, signal: Signal, effects: &mut Vec<Effect>) {
-        if signal == Signal::INT {
-            self.interrupts += 1;
-        }
         let living = u32::try_from(self.slots.iter().filter(|slot| slot.has_process()).count()).unwrap_or(u32::MAX);
         match self.settings.actions.of(signal) {
-            Action::Stop if self.interrupts > 1 && signal == Signal::INT => self.stop_now(now, signal, living, effects),
+            Action::Stop if self.interrupted && signal == Signal::INT => self.stop_now(now, signal, living, effects),
             Action::Stop => {
+                self.interrupted |= signal == Signal::INT;
                 if matches!(self.phase, Phase::Running) {
                     effects.push(Effect::Report(Report::Stopping(signal, living)));
                     self.stop_all(now, None, effects);
@@ -386,8 +427,9 @@ impl Supervisor {
             Action::Forward(other) => {
                 let sent = other.unwrap_or(signal);
                 effects.push(Effect::Report(Report::Forwarded(sent, living)));
+                let reach = if self.settings.no_group { Reach::MainProcess } else { Reach::Group };
                 let workers = self.slots.iter().filter(|slot| slot.has_process());
-                effects.extend(workers.map(|slot| Effect::Signal(slot.worker, sent)));
+                effects.extend(workers.map(|slot| Effect::Signal(slot.worker, reach, sent)));
             }
             Action::Ignore => {}
             Action::Reserved(command) => effects.push(Effect::Report(Report::Unavailable(signal, command))),
@@ -403,7 +445,7 @@ impl Supervisor {
                     let (escalation, signal) = Escalation::begin(now, &self.settings.stop);
                     self.killed |= escalation.was_killed();
                     slot.state = State::Draining(escalation);
-                    push_stop_signal(slot.worker, signal, effects);
+                    self.settings.push_stop_signal(slot.worker, signal, effects);
                 }
                 State::Waiting { .. } => slot.state = State::Ended,
                 State::Draining(_) | State::Ended => {}
@@ -411,51 +453,35 @@ impl Supervisor {
         }
     }
 
+    /// KILL to everything that is still there.
     fn stop_now(&mut self, now: Duration, signal: Signal, living: u32, effects: &mut Vec<Effect>) {
         effects.push(Effect::Report(Report::StoppingNow(signal, living)));
         if matches!(self.phase, Phase::Running) {
-            self.phase = Phase::Stopping(None);
+            self.stop_all(now, None, &mut Vec::new());
         }
-        for slot in &mut self.slots {
-            match &mut slot.state {
-                State::Starting { .. } | State::Ready { .. } => {
-                    let (mut escalation, _) = Escalation::begin(now, &self.settings.stop);
-                    effects.push(Effect::Signal(slot.worker, escalation.kill(now)));
-                    slot.state = State::Draining(escalation);
-                    self.killed = true;
-                }
-                State::Draining(escalation) => {
-                    effects.push(Effect::Signal(slot.worker, escalation.kill(now)));
-                    self.killed = true;
-                }
-                State::Waiting { .. } => slot.state = State::Ended,
-                State::Ended => {}
-            }
-        }
-        for leftover in &mut self.leftovers {
-            effects.push(Effect::Signal(leftover.worker, leftover.escalation.kill(now)));
+        let draining = self.slots.iter_mut().filter_map(|slot| match &mut slot.state {
+            State::Draining(escalation) => Some((slot.worker, escalation)),
+            State::Waiting { .. } | State::Starting { .. } | State::Ready { .. } | State::Ended => None,
+        });
+        let orphaned = self.orphaned_groups.iter_mut().map(|group| (group.worker, &mut group.escalation));
+        for (worker, escalation) in draining.chain(orphaned) {
             self.killed = true;
+            self.settings.push_stop_signal(worker, escalation.kill(now), effects);
         }
-        if let Phase::Clearing(_, Some(escalation)) = &mut self.phase {
-            effects.push(Effect::SignalRest(escalation.kill(now)));
-            self.killed = true;
-        }
-    }
-
-    fn clear_rest(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        if let Phase::Clearing(_, escalation @ None) = &mut self.phase {
-            let (begun, signal) = Escalation::begin(now, &self.rest_schedule);
-            *escalation = Some(begun);
-            effects.push(Effect::Report(Report::ClearingRest(signal)));
-            push_rest_signal(signal, effects);
+        if let Phase::Clearing(_, clearing) = &mut self.phase {
+            clearing.kill(now, effects);
         }
     }
 
     fn finish(&mut self, effects: &mut Vec<Effect>) {
-        if let Phase::Clearing(status, _) = self.phase {
+        if let Phase::Clearing(status, clearing) = &self.phase {
+            let killed = self.killed || clearing.was_killed();
+            let ordinary = if killed { Status::KILLED } else { Status::SUCCESS };
+            let status = *status;
             self.phase = Phase::Finished;
-            effects.push(Effect::Report(Report::Finished));
-            let ordinary = if self.killed { Status::KILLED } else { Status::SUCCESS };
+            if status.is_none() {
+                effects.push(Effect::Report(Report::Finished));
+            }
             effects.push(Effect::Exit(status.unwrap_or(ordinary)));
         }
     }
@@ -463,7 +489,8 @@ impl Supervisor {
     /// Does all that is due at `now`.
     fn advance(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let running = matches!(self.phase, Phase::Running);
-        for slot in &mut self.slots {
+        let Self { slots, settings, .. } = self;
+        for slot in slots {
             match &mut slot.state {
                 State::Waiting { until } if running && *until <= now => {
                     slot.worker.life += 1;
@@ -472,89 +499,71 @@ impl Supervisor {
                 }
                 State::Starting { ready_at: Some(at) } if *at <= now => {
                     slot.state = State::Ready { since: now };
-                    self.ever_ready = true;
+                    self.reached = self.reached.max(Reached::OneReady);
                     effects.push(Effect::Report(Report::Ready(slot.worker)));
                 }
-                State::Draining(escalation) => match escalation.poll(now, &self.settings.stop) {
-                    Due::Nothing => {}
-                    Due::Send(signal) => {
-                        self.killed |= signal == Signal::KILL;
-                        effects.push(Effect::Report(Report::Escalated(slot.worker, signal)));
-                        push_stop_signal(slot.worker, signal, effects);
-                    }
-                    Due::Abandon => {
+                State::Draining(escalation) => {
+                    if !advance_stop(now, slot.worker, escalation, settings, effects) {
                         slot.state = State::Ended;
-                        effects.push(Effect::Report(Report::Abandoned(slot.worker)));
+                    } else {
+                        self.killed |= escalation.was_killed();
                     }
-                },
+                }
                 State::Waiting { .. } | State::Starting { .. } | State::Ready { .. } | State::Ended => {}
             }
         }
-        self.leftovers.retain_mut(|leftover| match leftover.escalation.poll(now, &self.settings.stop) {
-            Due::Nothing => true,
-            Due::Send(signal) => {
-                self.killed |= signal == Signal::KILL && !running;
-                effects.push(Effect::Report(Report::Escalated(leftover.worker, signal)));
-                push_stop_signal(leftover.worker, signal, effects);
-                true
-            }
-            Due::Abandon => {
-                effects.push(Effect::Report(Report::Abandoned(leftover.worker)));
-                false
-            }
+        self.orphaned_groups.retain_mut(|group| {
+            let goes_on = advance_stop(now, group.worker, &mut group.escalation, settings, effects);
+            self.killed |= !running && group.escalation.was_killed();
+            goes_on
         });
         self.advance_phase(now, effects);
     }
 
     fn advance_phase(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        if !self.ever_all_ready && self.slots.iter().all(|slot| matches!(slot.state, State::Ready { .. })) {
-            self.ever_all_ready = true;
+        let is_ready = |slot: &Slot| matches!(slot.state, State::Ready { .. });
+        if self.reached < Reached::AllReady && self.slots.iter().all(is_ready) {
+            self.reached = Reached::AllReady;
             effects.push(Effect::Report(Report::AllReady(self.settings.workers)));
         }
-        let all_gone = self.leftovers.is_empty() && self.slots.iter().all(|slot| matches!(slot.state, State::Ended));
+        let has_ended = |slot: &Slot| matches!(slot.state, State::Ended);
+        let all_gone = self.orphaned_groups.is_empty() && self.slots.iter().all(has_ended);
         match &mut self.phase {
-            // Only `--restart` ends every slot while running: what panzer exits with is how the last failure ended.
+            // Only `--restart` ends every slot while running: panzer exits as the last failure did.
             Phase::Running if all_gone => {
-                self.look_for_rest(Some(self.last_failure.unwrap_or(Status::SUCCESS)), effects)
+                let status = self.last_failure.unwrap_or(Status::SUCCESS);
+                self.phase = Phase::Clearing(Some(status), Clearing::begin(self.settings.linger, effects));
             }
             Phase::Stopping(status) if all_gone => {
-                let status = *status;
-                self.look_for_rest(status, effects);
+                self.phase = Phase::Clearing(*status, Clearing::begin(self.settings.linger, effects));
             }
-            Phase::Clearing(_, Some(escalation)) => match escalation.poll(now, &self.rest_schedule) {
-                Due::Nothing => {}
-                Due::Send(signal) => {
-                    self.killed |= signal == Signal::KILL;
-                    effects.push(Effect::Report(Report::ClearingRest(signal)));
-                    push_rest_signal(signal, effects);
-                }
-                Due::Abandon => {
-                    effects.push(Effect::Report(Report::RestAbandoned));
-                    self.finish(effects);
-                }
+            Phase::Clearing(_, clearing) => match clearing.advance(now, effects) {
+                Progress::Waiting => {}
+                Progress::Abandoned => self.finish(effects),
             },
-            Phase::Running | Phase::Stopping(_) | Phase::Clearing(_, None) | Phase::Finished => {}
+            Phase::Running | Phase::Stopping(_) | Phase::Finished => {}
         }
     }
-
-    fn look_for_rest(&mut self, status: Option<Status>, effects: &mut Vec<Effect>) {
-        self.phase = Phase::Clearing(status, None);
-        effects.push(Effect::LookForRest);
-    }
 }
 
-/// A step of a stop. CONT follows, since a stopped process cannot act on anything but KILL.
-fn push_stop_signal(worker: WorkerId, signal: Signal, effects: &mut Vec<Effect>) {
-    effects.push(Effect::Signal(worker, signal));
-    if signal != Signal::KILL {
-        effects.push(Effect::Signal(worker, Signal::CONT));
+/// Does what is due in the stop of one worker or of what it left; false when it is given up.
+fn advance_stop(
+    now: Duration,
+    worker: WorkerId,
+    escalation: &mut Escalation,
+    settings: &Settings,
+    effects: &mut Vec<Effect>,
+) -> bool {
+    match escalation.poll(now, &settings.stop) {
+        Due::Nothing => {}
+        Due::Send(signal) => {
+            effects.push(Effect::Report(Report::Escalated(worker, signal)));
+            settings.push_stop_signal(worker, signal, effects);
+        }
+        Due::Abandon => {
+            effects.push(Effect::Report(Report::Abandoned(worker)));
+            return false;
+        }
     }
-}
-
-/// The same for what was left behind.
-fn push_rest_signal(signal: Signal, effects: &mut Vec<Effect>) {
-    effects.push(Effect::SignalRest(signal));
-    if signal != Signal::KILL {
-        effects.push(Effect::SignalRest(Signal::CONT));
-    }
+    true
 }

@@ -1,11 +1,12 @@
-//! What the supervisor has to say: one line for each event, as data.
+//! What there is to say: one line for each event, as data, and its words.
 //!
-//! The words stand here and nowhere else; `linux::log` adds pids, time and format. Must never print.
+//! Pure. `linux::log` adds time and format. Must never print.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::{End, NotRun, WorkerId};
+use crate::error::Status;
 use crate::signals::Signal;
 
 /// How loud a line is.
@@ -43,8 +44,19 @@ pub enum Next {
     After(Duration),
     /// Nobody: `--restart` says so.
     Nobody,
-    /// panzer is stopping or gives up.
-    Stop,
+    /// panzer stops everything.
+    Stop(Reason),
+}
+
+/// Why the end of one worker ends everything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// `--fatal-exit` names its status.
+    FatalExit,
+    /// So many lives in a row ended before any worker was ready (`--crash-limit`).
+    CrashLimit(u32),
+    /// The command was never executed: panzer refuses, as it would have at the start had it known.
+    NeverExecuted,
 }
 
 /// One thing that happened.
@@ -59,29 +71,36 @@ pub enum Report {
     /// Every slot has a ready worker, for the first time.
     AllReady(u32),
     /// A worker ended that was not told to.
-    Ended(WorkerId, End, Next),
+    Ended {
+        /// Which one.
+        worker: WorkerId,
+        /// How it ended.
+        end: End,
+        /// Whether that counts as success.
+        success: bool,
+        /// Who comes after it.
+        next: Next,
+    },
     /// A worker ended that was told to.
     Stopped(WorkerId, End),
-    /// The kernel had no process to give; why, and when the next try is.
+    /// The system was short of something; why, and how long until the next try.
     NotStarted(WorkerId, NotRun, Duration),
     /// The main process ended, others of its process group did not and were told to.
-    GroupLeft(WorkerId),
+    GroupOrphaned(WorkerId),
     /// A step of the stop schedule after the first.
     Escalated(WorkerId, Signal),
     /// It was killed and does not go away.
     Abandoned(WorkerId),
-    /// So many lives in a row ended before any worker was ready.
-    GivingUp(u32),
-    /// A worker ended with a status that `--fatal-exit` names.
-    FatalExit(WorkerId, u8),
+    /// The end of this worker ends everything; panzer will exit with this status.
+    GivingUp(WorkerId, Reason, Status),
     /// All workers were told to stop.
     Stopping(Signal, u32),
     /// All workers were killed.
     StoppingNow(Signal, u32),
-    /// Whatever the workers left behind gets this signal.
-    ClearingRest(Signal),
-    /// Killed processes do not go away; panzer exits all the same.
-    RestAbandoned,
+    /// Whatever remains of what panzer started or adopted gets this signal.
+    SignallingRemaining(Signal),
+    /// What remains was killed and does not go away.
+    RemainingAbandoned,
     /// A signal was passed on to so many workers.
     Forwarded(Signal, u32),
     /// A signal whose command this version does not have.
@@ -91,15 +110,19 @@ pub enum Report {
 }
 
 impl Report {
-    /// How loud it is.
+    /// Who wants to read it.
     #[must_use]
     pub fn level(&self) -> Level {
         match self {
-            Self::NotStarted(..) | Self::Abandoned(_) | Self::GivingUp(_) | Self::FatalExit(..) => Level::Error,
-            Self::RestAbandoned | Self::Ended(_, End::CannotRun(_), _) => Level::Error,
-            Self::Ended(..) | Self::Escalated(..) | Self::Unavailable(..) => Level::Warning,
-            Self::Replaced(_) | Self::AllReady(_) | Self::GroupLeft(_) => Level::Info,
-            Self::Stopping(..) | Self::StoppingNow(..) | Self::ClearingRest(_) | Self::Finished => Level::Info,
+            Self::NotStarted(..) | Self::Abandoned(_) | Self::RemainingAbandoned => Level::Error,
+            Self::GivingUp(_, Reason::NeverExecuted, _) => Level::Debug,
+            Self::GivingUp(_, Reason::FatalExit | Reason::CrashLimit(_), _) => Level::Error,
+            Self::Ended { end: End::CannotRun(_), .. } => Level::Error,
+            Self::Ended { success: true, .. } => Level::Info,
+            Self::Ended { success: false, .. } | Self::Escalated(..) | Self::Unavailable(..) => Level::Warning,
+            Self::Replaced(_) | Self::AllReady(_) | Self::GroupOrphaned(_) => Level::Info,
+            Self::SignallingRemaining(Signal::KILL) => Level::Warning,
+            Self::Stopping(..) | Self::StoppingNow(..) | Self::SignallingRemaining(_) | Self::Finished => Level::Info,
             Self::Started(_) | Self::Ready(_) | Self::Stopped(..) | Self::Forwarded(..) => Level::Debug,
         }
     }
@@ -111,77 +134,84 @@ impl Report {
             Self::Replaced(_) | Self::Started(_) => "worker_started",
             Self::Ready(_) => "worker_ready",
             Self::AllReady(_) => "all_ready",
-            Self::Ended(..) => "worker_ended",
+            Self::Ended { .. } => "worker_ended",
             Self::Stopped(..) => "worker_stopped",
             Self::NotStarted(..) => "worker_not_started",
-            Self::GroupLeft(_) => "group_left",
+            Self::GroupOrphaned(_) => "group_orphaned",
             Self::Escalated(..) => "worker_escalated",
             Self::Abandoned(_) => "worker_abandoned",
-            Self::GivingUp(_) => "giving_up",
-            Self::FatalExit(..) => "fatal_exit",
+            Self::GivingUp(..) => "giving_up",
             Self::Stopping(..) => "stopping",
             Self::StoppingNow(..) => "stopping_now",
-            Self::ClearingRest(_) => "clearing_rest",
-            Self::RestAbandoned => "rest_abandoned",
+            Self::SignallingRemaining(_) => "signalling_remaining",
+            Self::RemainingAbandoned => "remaining_abandoned",
             Self::Forwarded(..) => "signal_forwarded",
             Self::Unavailable(..) => "signal_unavailable",
             Self::Finished => "finished",
         }
     }
 
-    /// Whom it is about.
+    /// The worker that it is about.
     #[must_use]
     pub fn worker(&self) -> Option<WorkerId> {
         match self {
-            Self::Replaced(w) | Self::Started(w) | Self::Ready(w) | Self::GroupLeft(w) | Self::Abandoned(w) => Some(*w),
-            Self::Ended(w, ..) | Self::Stopped(w, _) | Self::NotStarted(w, ..) => Some(*w),
-            Self::Escalated(w, _) | Self::FatalExit(w, _) => Some(*w),
-            Self::AllReady(_) | Self::GivingUp(_) | Self::Stopping(..) | Self::StoppingNow(..) => None,
-            Self::ClearingRest(_) | Self::RestAbandoned | Self::Forwarded(..) | Self::Unavailable(..) => None,
+            Self::Replaced(w) | Self::Started(w) | Self::Ready(w) | Self::GroupOrphaned(w) => Some(*w),
+            Self::Ended { worker, .. } => Some(*worker),
+            Self::Stopped(w, _) | Self::NotStarted(w, ..) | Self::Abandoned(w) => Some(*w),
+            Self::Escalated(w, _) | Self::GivingUp(w, ..) => Some(*w),
+            Self::AllReady(_) | Self::Stopping(..) | Self::StoppingNow(..) => None,
+            Self::SignallingRemaining(_) | Self::RemainingAbandoned => None,
+            Self::Forwarded(..) | Self::Unavailable(..) => None,
             Self::Finished => None,
         }
     }
 
-    /// The line's words. `pid` is the worker's, where it has or had a process.
+    /// The line's words. `who` is what to call the worker that it is about: `worker 2 (pid 431)`.
     #[must_use]
-    pub fn text(&self, pid: Option<i32>) -> String {
-        let worker = |w: &WorkerId| match pid {
-            Some(pid) => format!("worker {} (pid {pid})", w.slot),
-            None => format!("worker {}", w.slot),
-        };
+    pub fn text(&self, who: &str) -> String {
         match self {
-            Self::Replaced(w) | Self::Started(w) => format!("{} started", worker(w)),
-            Self::Ready(w) => format!("{} is ready", worker(w)),
+            Self::Replaced(_) | Self::Started(_) => format!("{who} started"),
+            Self::Ready(_) => format!("{who} is ready"),
             Self::AllReady(1) => "the worker is ready".to_owned(),
             Self::AllReady(count) => format!("all {count} workers are ready"),
-            Self::Ended(w, End::CannotRun(why), next) => match next {
+            Self::Ended { worker: w, end: End::CannotRun(why), next, .. } => match next {
                 Next::Now => format!("{}; trying again for worker {}", why.error, w.slot),
-                Next::After(delay) => format!("{}; trying again for worker {} in {}", why.error, w.slot, Human(*delay)),
+                Next::After(delay) => {
+                    format!("{}; trying again for worker {} in {}", why.error, w.slot, Rounded(*delay))
+                }
                 Next::Nobody => format!("{}; worker {} is not started again", why.error, w.slot),
-                Next::Stop => why.error.clone(),
+                Next::Stop(_) => why.error.clone(),
             },
-            Self::Ended(w, end, next) => match next {
-                Next::Now => format!("{} {end}; starting a new one", worker(w)),
-                Next::After(delay) => format!("{} {end}; starting a new one in {}", worker(w), Human(*delay)),
-                Next::Nobody => format!("{} {end}; it is not started again", worker(w)),
-                Next::Stop => format!("{} {end}", worker(w)),
+            Self::Ended { end, next, .. } => match next {
+                Next::Now => format!("{who} {end}; starting a new one"),
+                Next::After(delay) => format!("{who} {end}; starting a new one in {}", Rounded(*delay)),
+                Next::Nobody => format!("{who} {end}; it is not started again"),
+                Next::Stop(_) => format!("{who} {end}"),
             },
-            Self::Stopped(w, end) => format!("{} {end}", worker(w)),
-            Self::NotStarted(_, why, delay) => format!("{}; trying again in {}", why.error, Human(*delay)),
-            Self::GroupLeft(w) => format!("{} left processes behind in its group; stopping them", worker(w)),
-            Self::Escalated(w, signal) => format!("{} did not end in time; sent {signal}", worker(w)),
-            Self::Abandoned(w) => format!("cannot kill {}: the kernel does not let it go; going on", worker(w)),
-            Self::GivingUp(lives) => format!("giving up: {lives} workers in a row died before any was ready"),
-            Self::FatalExit(w, status) => format!("{} ended with fatal status {status}; stopping all", worker(w)),
+            Self::Stopped(_, end) => format!("{who} {end}"),
+            Self::NotStarted(_, why, delay) => format!("{}; trying again in {}", why.error, Rounded(*delay)),
+            Self::GroupOrphaned(_) => format!("{who} left processes behind in its group; stopping them"),
+            Self::Escalated(_, signal) => format!("{who} did not end in time; sent {signal}"),
+            Self::Abandoned(_) => format!("cannot kill {who}: the kernel does not let it go; going on"),
+            Self::GivingUp(_, Reason::FatalExit, status) => {
+                format!("{who} ended with fatal status {}; stopping all and exiting with it", status.0)
+            }
+            Self::GivingUp(_, Reason::CrashLimit(lives), status) => format!(
+                "giving up: {lives} workers in a row ended before any was ready; stopping all and exiting with status {}",
+                status.0
+            ),
+            Self::GivingUp(_, Reason::NeverExecuted, _) => "giving up: the command was never executed".to_owned(),
             Self::Stopping(signal, count) => format!("{signal}: stopping {}", Workers(*count)),
             Self::StoppingNow(signal, count) => format!("{signal}: killing {}", Workers(*count)),
-            Self::ClearingRest(signal) => format!("processes were left behind; sent them {signal}"),
-            Self::RestAbandoned => "cannot kill what was left behind: the kernel does not let it go".to_owned(),
+            Self::SignallingRemaining(signal) => format!("processes were left behind; sent them {signal}"),
+            Self::RemainingAbandoned => {
+                "cannot kill what was left behind: the kernel does not let it go; exiting all the same".to_owned()
+            }
             Self::Forwarded(signal, count) => format!("{signal}: forwarded to {}", Workers(*count)),
             Self::Unavailable(signal, command) => {
                 format!("cannot {command} on {signal}: not in this version; ignored (--on can forward it)")
             }
-            Self::Finished => "all is stopped".to_owned(),
+            Self::Finished => "everything has stopped".to_owned(),
         }
     }
 }
@@ -196,9 +226,9 @@ impl fmt::Display for Workers {
 }
 
 /// A delay as people read it: `120ms`, `1.3s`.
-struct Human(Duration);
+struct Rounded(Duration);
 
-impl fmt::Display for Human {
+impl fmt::Display for Rounded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
         if ms < 1000 { write!(f, "{ms}ms") } else { write!(f, "{}.{}s", ms / 1000, ms % 1000 / 100) }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::commands::{Action, Actions};
+use super::actions::{Action, Actions};
 use super::init::{self, CHILD, Init};
 use super::restart::{Backoff, Random, Restart};
 use super::stop::{KILL_GRACE, Schedule};
@@ -69,7 +69,10 @@ struct World {
     /// When a slot lost its worker, for the bound of the backoff.
     vacant_since: BTreeMap<u32, Duration>,
     fork_failed: BTreeMap<u32, bool>,
+    /// A stop was asked for, or the supervisor began one by itself.
     stop_told: Option<Duration>,
+    /// An end at once was asked for.
+    kill_told: Option<Duration>,
     exit: Option<Status>,
     rest: Rest,
     queue: Vec<Event>,
@@ -147,9 +150,11 @@ fn settings(dice: &mut Dice) -> Settings {
         restart: dice.pick(&[Restart::Always, Restart::Always, Restart::OnFailure, Restart::Never]),
         backoff: Backoff { min, max: min * u32::try_from(1 + dice.below(300)).unwrap() },
         crash_limit: dice.pick(&[0, 1, 5, 5]),
-        fatal_exits: if dice.one_in(5) { vec![7] } else { Vec::new() },
-        ok_exits: if dice.one_in(5) { vec![3, 143] } else { Vec::new() },
-        stop: Schedule::parse(dice.pick(&["TERM/25/KILL", "KILL", "QUIT/3/TERM/2/KILL", "INT/0/KILL"])).unwrap(),
+        fatal_exits: if dice.one_in(5) { vec![Status(7)] } else { Vec::new() },
+        ok_exits: if dice.one_in(5) { vec![Status(3), Status(143)] } else { Vec::new() },
+        stop: Schedule::parse(dice.pick(&["TERM/25/KILL", "KILL", "QUIT/3/TERM/2/KILL", "INT/0/KILL", "TERM"]))
+            .unwrap(),
+        no_group: dice.one_in(4),
         linger: ms(dice.pick(&[0, 2000])),
         actions,
         seed: dice.0.draw(),
@@ -176,6 +181,7 @@ impl World {
             vacant_since: BTreeMap::new(),
             fork_failed: BTreeMap::new(),
             stop_told: None,
+            kill_told: None,
             exit: None,
             rest,
             queue: Vec::new(),
@@ -195,11 +201,28 @@ impl World {
         }
     }
 
-    /// The time within which a stop that was told must end.
-    fn longest_stop(&self) -> Duration {
+    /// When everything must have ended; never where the schedule has no KILL and nobody asks for it.
+    fn latest_end(&self) -> Option<Duration> {
+        let after_kill = KILL_GRACE + self.settings.linger + KILL_GRACE + LATENCY * 4;
+        let killed = self.kill_told.map(|told| told + after_kill);
+        let ends_in_kill = self.settings.stop.steps().any(|step| step.signal == Signal::KILL);
         let schedule: Duration = self.settings.stop.steps().filter_map(|step| step.wait).sum();
-        // What is left of a group by a worker's own end is stopped by the same schedule, begun no later; then the rest.
-        schedule + KILL_GRACE + self.settings.linger + KILL_GRACE + LATENCY * 4
+        // What is left of a group by a worker's own end is stopped by the same schedule, begun no later.
+        let stopped = self.stop_told.filter(|_| ends_in_kill).map(|told| told + schedule + after_kill);
+        [killed, stopped].into_iter().flatten().min()
+    }
+
+    /// What the order means is the model's to say, whatever the supervisor makes of it.
+    fn note_order(&mut self, event: &Event) {
+        let Event::Signal(signal) = event else { return };
+        match self.settings.actions.of(*signal) {
+            Action::Stop => drop(self.stop_told.get_or_insert(self.now)),
+            Action::StopNow => {
+                self.stop_told.get_or_insert(self.now);
+                self.kill_told.get_or_insert(self.now);
+            }
+            Action::Forward(_) | Action::Ignore | Action::Reserved(_) => {}
+        }
     }
 
     fn perform(&mut self, effects: Vec<Effect>) {
@@ -208,13 +231,13 @@ impl World {
             self.check(self.exit.is_none(), "an effect after the exit");
             match effect {
                 Effect::Spawn(worker) => self.spawn(worker),
-                Effect::Signal(worker, signal) => self.signal(worker, signal),
-                Effect::LookForRest => {
+                Effect::Signal(worker, _, signal) => self.signal(worker, signal),
+                Effect::LookForRemaining => {
                     self.check(self.processes.values().all(|process| process.unkillable), "a worker was forgotten");
                     self.rest.watched = true;
-                    self.queue.push(if self.rest.exists { Event::RestLeft } else { Event::NothingLeft });
+                    self.queue.push(if self.rest.exists { Event::SomethingRemains } else { Event::NothingRemains });
                 }
-                Effect::SignalRest(signal) => {
+                Effect::SignalRemaining(signal) => {
                     self.check(self.rest.watched, "the rest was signalled before its time");
                     let heeds = if signal == Signal::KILL { !self.rest.unkillable } else { !self.rest.deaf };
                     if heeds && signal != Signal::CONT && self.rest.ends.is_none() {
@@ -350,7 +373,7 @@ impl World {
         }
         if self.rest.watched && self.rest.exists && self.rest.ends.is_some_and(|at| at <= now) {
             self.rest.exists = false;
-            self.queue.push(Event::NothingLeft);
+            self.queue.push(Event::NothingRemains);
         }
     }
 
@@ -383,8 +406,8 @@ impl World {
     }
 }
 
-/// A stop is under way once the supervisor says so, by an order or by itself.
-fn is_stopping(supervisor: &Supervisor) -> bool {
+/// A stop that nobody has ordered: a fatal exit, the crash limit, nobody left to restart.
+fn stops_by_itself(supervisor: &Supervisor) -> bool {
     !matches!(supervisor.phase, super::Phase::Running)
 }
 
@@ -399,8 +422,9 @@ fn simulate(seed: u64) -> Tally {
             let event = world.queue.remove(0);
             *world.tally.entry("events").or_insert(0) += 1;
             world.trace.push(format!("{:?} {event:?}", world.now));
+            world.note_order(&event);
             let effects = supervisor.handle(world.now, event);
-            if world.stop_told.is_none() && is_stopping(&supervisor) {
+            if world.stop_told.is_none() && stops_by_itself(&supervisor) {
                 world.stop_told = Some(world.now);
             }
             world.perform(effects);
@@ -410,9 +434,8 @@ fn simulate(seed: u64) -> Tally {
             world.check(supervisor.next_deadline().is_none(), "a deadline after the exit");
             return world.tally;
         }
-        if let Some(told) = world.stop_told {
-            world.check(world.now <= told + world.longest_stop(), "a stop does not end within its schedule");
-        }
+        let in_time = world.latest_end().is_none_or(|latest| world.now <= latest);
+        world.check(in_time, "a stop does not end within its schedule");
         let deadline = supervisor.next_deadline();
         let next = [deadline, world.next_happening(), Some(next_order)].into_iter().flatten().min().unwrap();
         world.check(deadline.is_none_or(|at| at > world.now), "a deadline that does not pass");
@@ -422,7 +445,7 @@ fn simulate(seed: u64) -> Tally {
             world.queue.push(Event::Time);
         }
         if next_order <= world.now {
-            let signal = if world.now >= give_up_at { Signal::TERM } else { world.random_signal() };
+            let signal = if world.now >= give_up_at { Signal::QUIT } else { world.random_signal() };
             world.queue.push(Event::Signal(signal));
             // Now and then two at the same instant.
             next_order = world.now + ms(world.dice.pick(&[0, 1, 3000, 20_000, 50_000]));
@@ -443,7 +466,7 @@ fn of_different_lives(queue: &[Event]) -> bool {
     let life = |event: &Event| match event {
         Event::NotStarted(worker, _) | Event::Executed(worker) | Event::GroupGone(worker) => Some(*worker),
         Event::Exited { worker, .. } => Some(*worker),
-        Event::Signal(_) | Event::Suspended(_) | Event::RestLeft | Event::NothingLeft | Event::Time => None,
+        Event::Signal(_) | Event::Suspended(_) | Event::SomethingRemains | Event::NothingRemains | Event::Time => None,
     };
     life(&queue[0]).is_none() || life(&queue[0]) != life(&queue[1])
 }
@@ -458,15 +481,14 @@ fn simulation_of_the_supervisor() {
         "worker_ended",
         "worker_stopped",
         "worker_not_started",
-        "group_left",
+        "group_orphaned",
         "worker_escalated",
         "worker_abandoned",
         "giving_up",
-        "fatal_exit",
         "stopping",
         "stopping_now",
-        "clearing_rest",
-        "rest_abandoned",
+        "signalling_remaining",
+        "remaining_abandoned",
         "signal_forwarded",
         "signal_unavailable",
         "finished",
@@ -482,10 +504,10 @@ fn simulate_init(seed: u64) -> Tally {
     let linger = ms(dice.pick(&[0, 2000]));
     let mut init = Init::new(init::Settings {
         actions: Actions::init(has_schedule),
-        stop: has_schedule.then(|| Schedule::parse("TERM/2/KILL").unwrap()),
-        clear_rest,
+        stop: Schedule::parse("TERM/2/KILL").unwrap(),
+        no_group: !clear_rest,
         linger,
-        ok_exits: vec![143],
+        ok_exits: vec![Status(143)],
     });
     assert_eq!(init.begin()[0], Effect::Spawn(CHILD));
     let end = dice.pick(&[End::Exited(0), End::Exited(9), End::Killed { signal: Signal::TERM, core: true }]);
@@ -504,7 +526,11 @@ fn simulate_init(seed: u64) -> Tally {
         } else if dice.one_in(5) {
             events.push(Event::Signal(Signal::from_number(i64::try_from(1 + dice.below(64)).unwrap()).unwrap()));
         } else if watched && rest_since.is_some_and(|since| now >= since + rest_goes_after) {
-            events.push(Event::NothingLeft);
+            events.push(Event::NothingRemains);
+        } else if dice.one_in(9) {
+            events.push(Event::Suspended(dice.pick(&[Signal::TSTP, Signal::STOP])));
+        } else if dice.one_in(9) {
+            events.push(dice.pick(&[Event::GroupGone(CHILD), Event::Executed(CHILD), Event::SomethingRemains]));
         } else {
             events.push(Event::Time);
         }
@@ -518,13 +544,13 @@ fn simulate_init(seed: u64) -> Tally {
                         count("exit");
                         return tally;
                     }
-                    Effect::LookForRest => {
+                    Effect::LookForRemaining => {
                         watched = true;
                         rest_since = Some(now);
-                        events.push(if dice.one_in(2) { Event::NothingLeft } else { Event::RestLeft });
+                        events.push(if dice.one_in(2) { Event::NothingRemains } else { Event::SomethingRemains });
                     }
                     Effect::Spawn(_) => panic!("init mode starts its child once"),
-                    Effect::SignalRest(_) => {
+                    Effect::SignalRemaining(_) => {
                         count("rest_signalled");
                         assert!(watched);
                     }

@@ -11,6 +11,9 @@ use crate::signals::Signal;
 /// inside the kernel (state D) takes longer than a moment, and nothing can be done about that one.
 pub const KILL_GRACE: Duration = Duration::from_secs(5);
 
+/// How long the guard lets the last signal work where the schedule has no KILL: as long as the standard one.
+const LAST_SIGNAL_WAIT: Duration = Duration::from_secs(25);
+
 /// One step of a schedule.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step {
@@ -24,7 +27,7 @@ pub struct Step {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Schedule {
     first: Step,
-    rest: Vec<Step>,
+    later: Vec<Step>,
 }
 
 impl Schedule {
@@ -37,17 +40,17 @@ impl Schedule {
         let mut next_signal = parts.next().unwrap_or_default();
         let mut steps = Vec::new();
         loop {
-            let signal = Signal::parse(next_signal).ok_or_else(|| format!("\"{next_signal}\" is no signal"))?;
+            let signal = Signal::parse(next_signal).ok_or_else(|| format!("\"{next_signal}\" is not a signal"))?;
             let Some(seconds) = parts.next() else {
                 steps.push(Step { signal, wait: None });
                 break;
             };
-            let wait = seconds.parse::<u32>().map_err(|_| format!("\"{seconds}\" is no number of seconds"))?;
+            let wait = seconds.parse::<u32>().map_err(|_| format!("\"{seconds}\" is not a whole number of seconds"))?;
             steps.push(Step { signal, wait: Some(Duration::from_secs(wait.into())) });
             next_signal = parts.next().ok_or("it ends with a time; the last part must be a signal")?;
         }
         let first = steps.remove(0);
-        Ok(Self { first, rest: steps })
+        Ok(Self { first, later: steps })
     }
 
     /// TERM, then KILL after `wait`.
@@ -55,14 +58,36 @@ impl Schedule {
     pub fn term_then_kill(wait: Duration) -> Self {
         Self {
             first: Step { signal: Signal::TERM, wait: Some(wait) },
-            rest: vec![Step { signal: Signal::KILL, wait: None }],
+            later: vec![Step { signal: Signal::KILL, wait: None }],
         }
     }
 
     /// TERM, 25 seconds, KILL: inside the thirty seconds that Kubernetes gives.
     #[must_use]
     pub fn standard() -> Self {
-        Self::term_then_kill(Duration::from_secs(25))
+        Self::term_then_kill(LAST_SIGNAL_WAIT)
+    }
+
+    /// What was asked for, or the standard one.
+    #[must_use]
+    pub fn or_standard(asked: Option<&Self>) -> Self {
+        asked.cloned().unwrap_or_else(Self::standard)
+    }
+
+    /// What the guard runs when panzer is gone: nobody is left who could ask for an end, so it always ends in KILL.
+    #[must_use]
+    pub fn for_guard(asked: Option<&Self>, supervised: bool, linger: Duration) -> Self {
+        let mut schedule = match asked {
+            Some(schedule) => schedule.clone(),
+            None if supervised => Self::standard(),
+            None => Self::term_then_kill(linger),
+        };
+        let last = schedule.later.last_mut().unwrap_or(&mut schedule.first);
+        if last.signal != Signal::KILL {
+            last.wait = Some(LAST_SIGNAL_WAIT);
+            schedule.later.push(Step { signal: Signal::KILL, wait: None });
+        }
+        schedule
     }
 
     /// The first signal of it.
@@ -73,7 +98,7 @@ impl Schedule {
 
     /// All steps in order.
     pub fn steps(&self) -> impl Iterator<Item = Step> + '_ {
-        std::iter::once(self.first).chain(self.rest.iter().copied())
+        std::iter::once(self.first).chain(self.later.iter().copied())
     }
 }
 
@@ -185,12 +210,12 @@ mod tests {
     #[test]
     fn a_bad_schedule_is_named() {
         for (text, cause) in [
-            ("", "\"\" is no signal"),
-            ("TERM/x/KILL", "\"x\" is no number of seconds"),
+            ("", "\"\" is not a signal"),
+            ("TERM/x/KILL", "\"x\" is not a whole number of seconds"),
             ("TERM/10", "it ends with a time; the last part must be a signal"),
-            ("TERM/10/", "\"\" is no signal"),
-            ("TERM//KILL", "\"\" is no number of seconds"),
-            ("TERM/-1/KILL", "\"-1\" is no number of seconds"),
+            ("TERM/10/", "\"\" is not a signal"),
+            ("TERM//KILL", "\"\" is not a whole number of seconds"),
+            ("TERM/-1/KILL", "\"-1\" is not a whole number of seconds"),
         ] {
             assert_eq!(Schedule::parse(text).unwrap_err(), cause, "{text}");
         }
@@ -209,6 +234,18 @@ mod tests {
         assert_eq!(run.poll(seconds(139), &schedule), Due::Nothing);
         assert_eq!(run.poll(seconds(140), &schedule), Due::Abandon);
         assert_eq!(run.poll(seconds(999), &schedule), Due::Nothing);
+    }
+
+    #[test]
+    fn the_guards_schedule_always_ends_in_kill() {
+        let guard = |text: &str| {
+            let asked = (!text.is_empty()).then(|| Schedule::parse(text).unwrap());
+            Schedule::for_guard(asked.as_ref(), false, seconds(2)).to_string()
+        };
+        assert_eq!(guard("TERM/3/KILL"), "TERM/3/KILL");
+        assert_eq!(guard("QUIT/3/TERM"), "QUIT/3/TERM/25/KILL");
+        assert_eq!(guard("TERM"), "TERM/25/KILL");
+        assert_eq!(guard(""), "TERM/2/KILL");
     }
 
     #[test]

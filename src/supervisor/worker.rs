@@ -52,6 +52,12 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// A slot whose first life begins at `start`.
+    #[must_use]
+    pub fn new(slot: u32, start: Duration) -> Self {
+        Self { worker: WorkerId { slot, life: 0 }, state: State::Waiting { until: start }, failures: 0 }
+    }
+
     /// Whether the slot has a process.
     #[must_use]
     pub fn has_process(&self) -> bool {
@@ -76,7 +82,7 @@ impl Slot {
 /// A life whose main process has ended and whose process group has not: it is being stopped, and its slot may
 /// already have a new life.
 #[derive(Clone, Debug)]
-pub struct Leftover {
+pub struct OrphanedGroup {
     /// Whose group it is.
     pub worker: WorkerId,
     /// How far its stop is.

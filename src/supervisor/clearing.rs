@@ -1,0 +1,85 @@
+//! What remains at the end, of all that panzer started or adopted: it gets TERM, then time, then KILL.
+//!
+//! Pure. The two supervisors share it. Must never name a process: what remains is signalled as a whole.
+
+use std::time::Duration;
+
+use super::Effect;
+use super::report::Report;
+use super::stop::{Due, Escalation, Schedule};
+use crate::signals::Signal;
+
+/// The clearing up at the end. The escalation begins when something turns out to remain.
+#[derive(Clone, Debug)]
+pub(super) struct Clearing {
+    schedule: Schedule,
+    escalation: Option<Escalation>,
+}
+
+/// What [`Clearing::advance`] came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Progress {
+    /// It goes on.
+    Waiting,
+    /// What remains was killed and does not go away: nothing more can be done.
+    Abandoned,
+}
+
+impl Clearing {
+    /// Asks whether anything remains; `linger` is how long that may take after TERM.
+    pub(super) fn begin(linger: Duration, effects: &mut Vec<Effect>) -> Self {
+        effects.push(Effect::LookForRemaining);
+        Self { schedule: Schedule::term_then_kill(linger), escalation: None }
+    }
+
+    /// Something remains.
+    pub(super) fn found(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        if self.escalation.is_none() {
+            let (escalation, signal) = Escalation::begin(now, &self.schedule);
+            self.escalation = Some(escalation);
+            push_signal(signal, effects);
+        }
+    }
+
+    /// KILL now, if anything remains.
+    pub(super) fn kill(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        if let Some(escalation) = &mut self.escalation {
+            push_signal(escalation.kill(now), effects);
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn advance(&mut self, now: Duration, effects: &mut Vec<Effect>) -> Progress {
+        let Some(escalation) = &mut self.escalation else { return Progress::Waiting };
+        match escalation.poll(now, &self.schedule) {
+            Due::Nothing => Progress::Waiting,
+            Due::Send(signal) => {
+                push_signal(signal, effects);
+                Progress::Waiting
+            }
+            Due::Abandon => {
+                effects.push(Effect::Report(Report::RemainingAbandoned));
+                Progress::Abandoned
+            }
+        }
+    }
+
+    /// When [`Clearing::advance`] has something to do, if ever.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        self.escalation.as_ref().and_then(Escalation::deadline)
+    }
+
+    /// Something had to be killed.
+    pub(super) fn was_killed(&self) -> bool {
+        self.escalation.as_ref().is_some_and(Escalation::was_killed)
+    }
+}
+
+/// CONT follows, since a stopped process cannot act on anything but KILL.
+fn push_signal(signal: Signal, effects: &mut Vec<Effect>) {
+    effects.push(Effect::Report(Report::SignallingRemaining(signal)));
+    effects.push(Effect::SignalRemaining(signal));
+    if signal != Signal::KILL {
+        effects.push(Effect::SignalRemaining(Signal::CONT));
+    }
+}
