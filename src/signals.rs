@@ -56,10 +56,14 @@ impl Signal {
     pub const INT: Self = Self(2);
     /// `SIGQUIT`
     pub const QUIT: Self = Self(3);
+    /// `SIGBUS`
+    pub const BUS: Self = Self(7);
     /// `SIGKILL`
     pub const KILL: Self = Self(9);
     /// `SIGUSR1`
     pub const USR1: Self = Self(10);
+    /// `SIGSEGV`
+    pub const SEGV: Self = Self(11);
     /// `SIGUSR2`
     pub const USR2: Self = Self(12);
     /// `SIGPIPE`

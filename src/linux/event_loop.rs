@@ -162,8 +162,10 @@ impl Running {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let signals = sys::signal_descriptor()?;
         epoll::add(&epoll, &signals, Token::Signals.to_data(), epoll::EventFlags::IN)?;
-        // panzer must not pin the mount that it was started from.
-        rustix::process::chdir(c"/")?;
+        // panzer must not pin the mount that it was started from, unless the worker can reach it in no other way.
+        if prepared.launcher.start_directory.is_some() {
+            rustix::process::chdir(c"/")?;
+        }
         Ok(Self {
             prepared,
             epoll,
@@ -175,7 +177,8 @@ impl Running {
             events: VecDeque::new(),
             paths: Vec::new(),
             watching_remaining: false,
-            reap_again: false,
+            // Children from before the exec may have ended while SIGCHLD told nobody.
+            reap_again: true,
             release_at: Some(RELEASE_DELAY),
             status: None,
             start: Instant::now(),
@@ -207,10 +210,10 @@ impl Running {
     }
 
     fn finish(self, status: Status) -> Status {
-        if self.prepared.launcher.terminal
-            && let Some(child) = self.children.first()
+        if let (Some(terminal), Some(child), false) =
+            (self.prepared.launcher.terminal, self.children.first(), self.prepared.decider.is_supervisor())
         {
-            terminal::take_back_from(child.pid);
+            terminal.take_back_from(child.pid);
         }
         status
     }
@@ -314,10 +317,10 @@ impl Running {
                     });
                 }
                 Effect::SignalRemaining(signal) => self.signal_remaining(signal),
-                Effect::Suspend => drop(sys::kill(Target::Process(self.own), Signal::STOP)),
+                Effect::Suspend => self.suspend(),
                 Effect::TakeTerminal => {
-                    if let (true, Some(child)) = (terminal::is_ours(), self.children.first()) {
-                        terminal::give_to(child.pid);
+                    if let (Some(terminal), Some(child)) = (self.prepared.launcher.terminal, self.children.first()) {
+                        terminal.pass_to(child.pid);
                     }
                 }
                 Effect::Report(report) => {
@@ -328,6 +331,25 @@ impl Running {
                 Effect::Exit(status) => self.status = Some(status),
             }
         }
+    }
+
+    /// Stops panzer as the terminal would have: with its whole group, since a script that waits for panzer is in it.
+    /// Where nobody could continue it (PID 1, an orphaned group) init mode's child goes on instead.
+    fn suspend(&mut self) {
+        let at_terminal = self.prepared.launcher.terminal.is_some();
+        if !at_terminal && self.prepared.decider.is_supervisor() {
+            return;
+        }
+        if at_terminal && terminal::is_orphaned() {
+            if !self.prepared.decider.is_supervisor()
+                && let Some(child) = self.children.first().filter(|child| !child.reaped)
+            {
+                let _ = sys::kill(Target::Group(child.pid), Signal::CONT);
+            }
+            return;
+        }
+        let target = sys::own_group().filter(|_| at_terminal).map_or(Target::Process(self.own), Target::Group);
+        let _ = sys::kill(target, Signal::STOP);
     }
 
     fn spawn(&mut self, worker: WorkerId) {
@@ -367,10 +389,15 @@ impl Running {
 
     /// A worker's program was executed, or the child says why not.
     fn pipe_ready(&mut self, pid: Pid) {
-        let Self { children, prepared, events, .. } = self;
+        let Self { children, prepared, events, epoll, .. } = self;
         let Some(child) = children.iter_mut().find(|child| child.pid == pid && !child.reaped) else { return };
-        let Some(outcome) = child.pipe.as_ref().and_then(|pipe| prepared.launcher.read_pipe(pipe)) else { return };
-        child.pipe = None;
+        let Some(pipe) = child.pipe.take() else { return };
+        let Some(outcome) = prepared.launcher.read_pipe(&pipe) else {
+            child.pipe = Some(pipe);
+            return;
+        };
+        // Closing is not enough: a child that has not executed yet holds a copy, and epoll would go on telling of it.
+        let _ = epoll::delete(&*epoll, &pipe);
         match outcome {
             Ok(()) => events.push_back(Event::Executed(child.worker)),
             Err(failure) => child.failure = Some(failure),
@@ -395,7 +422,7 @@ impl Running {
     /// Reaps whatever has ended: workers, and orphans that nobody knows.
     fn reap(&mut self) {
         let mut options = WaitOptions::NOHANG;
-        if self.prepared.launcher.terminal {
+        if self.prepared.launcher.terminal.is_some() && !self.prepared.decider.is_supervisor() {
             options |= WaitOptions::UNTRACED;
         }
         self.reap_again = false;
@@ -481,22 +508,24 @@ impl Running {
         group_left || !matches!(rustix::process::waitid(WaitId::All, options), Err(Errno::CHILD))
     }
 
-    /// Sends a signal to everything that is left: as PID 1 to the whole namespace, else to the groups and to whatever
-    /// descends from panzer.
+    /// Sends a signal to everything that remains: as PID 1 to the whole namespace, else to whatever descends from
+    /// panzer, a whole group at a time where that is possible, so that none of it forks its way past.
     fn signal_remaining(&mut self, signal: Signal) {
         if self.own.number() == 1 {
             let _ = sys::kill(Target::Namespace, signal);
             return;
         }
-        let groups: Vec<Pid> = self.children.iter().map(|child| child.pid).collect();
-        for group in &groups {
-            let _ = sys::kill(Target::Group(*group), signal);
-        }
+        let Some(all) = processes::all() else {
+            // Without /proc the groups are all that is known; a number that a process has now was given away.
+            let groups = self.children.iter().filter(|child| !child.reaped || !sys::exists(Target::Process(child.pid)));
+            for group in groups {
+                let _ = sys::kill(Target::Group(group.pid), signal);
+            }
+            return;
+        };
         let guard = self.guard.as_ref().map(Guard::pid);
-        let all = processes::all().unwrap_or_default();
-        let descendants = processes::descendants(&all, self.own, guard);
-        for process in descendants.iter().filter(|process| !groups.contains(&process.group)) {
-            let _ = sys::kill(Target::Process(process.pid), signal);
+        for target in processes::targets(&all, &processes::descendants(&all, self.own, guard)) {
+            let _ = sys::kill(target, signal);
         }
     }
 
@@ -524,7 +553,10 @@ impl Running {
     }
 
     fn guard_died(&mut self) {
-        if self.guard.take().is_some() {
+        if let Some(guard) = self.guard.take() {
+            // As with the pipe of a start: a child may hold a copy.
+            let _ = epoll::delete(&self.epoll, guard.descriptor());
+            drop(guard);
             self.prepared.log.say(Level::Warning, "guard_died", "the guard died; starting another");
             self.ensure_guard();
         }

@@ -30,7 +30,7 @@ const SLOWEST_LOOK: Duration = Duration::from_millis(100);
 pub(super) struct GuardSettings {
     /// What it runs on everything that panzer leaves; ends in KILL.
     pub(super) schedule: Schedule,
-    /// `NAME=value` in the environment of everything that panzer starts.
+    /// `NAME=1`, whose name is panzer's own, in the environment of everything that panzer starts.
     pub(super) cookie: String,
 }
 
@@ -174,11 +174,10 @@ fn clear(left: &Left, schedule: &Schedule, log: &mut Log) {
     if found.is_empty() {
         return;
     }
-    let text = format!("panzer is gone; stopping what it left ({} processes, {schedule})", found.len());
-    log.say(Level::Warning, "guard_clearing", &text);
     let start = Instant::now();
     let (mut escalation, first) = Escalation::begin(Duration::ZERO, schedule);
     send_all(&found, first);
+    log.say(Level::Warning, "guard_clearing", &format!("panzer is gone; stopping what it left ({schedule})"));
     let mut pause = FIRST_LOOK;
     loop {
         std::thread::sleep(pause);
@@ -217,7 +216,7 @@ struct Left {
 }
 
 impl Left {
-    /// Every living process that is in one of the groups or carries the cookie. Without `/proc` the groups as a whole.
+    /// Every living process that is in one of the groups or carries the cookie. Without `/proc` the groups alone.
     fn find(&self) -> Vec<Target> {
         let Some(all) = processes::all() else {
             let groups = self.groups.iter().copied().map(Target::Group);
@@ -229,7 +228,8 @@ impl Left {
                 && process.pid != own
                 && (self.groups.contains(&process.group) || processes::has_variable(process.pid, &self.cookie))
         };
-        all.iter().filter(is_left).map(|process| Target::Process(process.pid)).collect()
+        let left: Vec<Process> = all.iter().filter(is_left).copied().collect();
+        processes::targets(&all, &left)
     }
 }
 

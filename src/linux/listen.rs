@@ -158,7 +158,7 @@ fn internet(wanted: &Listen, address: SocketAddr, kind: SocketType) -> Result<Ow
 fn unix(path: &Path, mode: Option<u32>, backlog: i32) -> Result<(OwnedFd, OwnPath), String> {
     let words = |error: Errno| cause(&error.into());
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let _lock = lock_directory(directory)?;
+    let _lock = lock_directory(directory);
     match look_at(path)? {
         AtPath::Nothing => {}
         AtPath::Stale => fs::remove_file(path).map_err(|error| cause(&error))?,
@@ -177,18 +177,18 @@ fn unix(path: &Path, mode: Option<u32>, backlog: i32) -> Result<(OwnedFd, OwnPat
     Ok((socket, own))
 }
 
-fn lock_directory(directory: &Path) -> Result<OwnedFd, String> {
+/// Without a lock (somebody else's, no leave to read, a file system that has none) it goes on after a moment: whoever
+/// listens is still found out.
+fn lock_directory(directory: &Path) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(directory, flags, Mode::empty());
-    let handle = opened.map_err(|error| format!("{}: {}", directory.display(), cause(&error.into())))?;
+    let handle = rustix::fs::open(directory, flags, Mode::empty()).ok()?;
     for _ in 0..DIRECTORY_LOCK_TRIES {
         match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => std::thread::sleep(DIRECTORY_LOCK_PAUSE),
-            // A file system without locks (some network ones) is no reason to refuse.
-            Ok(()) | Err(_) => return Ok(handle),
+            Ok(()) | Err(_) => break,
         }
     }
-    Err(format!("another program holds a lock on {}", directory.display()))
+    Some(handle)
 }
 
 /// What stands at a path that is to be bound.

@@ -6,6 +6,8 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::net::SendFlags;
 
 use crate::config::LogFormat;
 use crate::supervisor::report::{Level, Report};
@@ -74,8 +76,22 @@ impl Log {
 }
 
 /// Writes to stderr, unless that would have to wait.
+///
+/// That poll(2) finds room does not mean enough room: a terminal takes a part of the line and waits, and workers may
+/// fill the same pipe in the meantime. O_NONBLOCK on stderr itself would be everybody's, so it is opened anew.
 fn write_at_once(line: &[u8]) -> bool {
     let stderr = rustix::stdio::stderr();
+    let kind = rustix::fs::fstat(stderr).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    if let Ok(FileType::Socket) = kind {
+        return rustix::net::send(stderr, line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok();
+    }
+    if let Ok(FileType::CharacterDevice | FileType::Fifo) = kind {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        if let Ok(own) = rustix::fs::open("/proc/self/fd/2", flags, Mode::empty()) {
+            return rustix::io::write(own, line).is_ok();
+        }
+    }
+    // No /proc, or a pipe of another user's: this is nearly as good.
     let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let writable = poll(&mut ready, Some(&now)) == Ok(1);

@@ -4,6 +4,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
@@ -24,8 +25,8 @@ use crate::supervisor::report::Level;
 use crate::supervisor::stop::Schedule;
 use crate::supervisor::{self, Supervisor, init, init::Init};
 
-/// The name of the variable by which the guard knows what panzer started.
-const COOKIE: &str = "PANZER_COOKIE";
+/// How the name of the variable begins by which the guard knows what panzer started.
+const COOKIE: &str = "PANZER_COOKIE_";
 
 /// What a start needs, looked up.
 pub(super) struct Checked {
@@ -113,7 +114,7 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
         Workers::Count(count) => count,
     });
     let decider = decider(config, workers);
-    let guard = if is_first { None } else { Some(guard_settings(config)?) };
+    let guard = if is_first || !sys::children_share_namespace() { None } else { Some(guard_settings(config)) };
     let launcher = launcher(config, workers, listeners, checked, guard.as_ref())?;
     Running::new(Prepared { decider, launcher, guard, log })
         .map_err(|error| Error::new("watch for events", cause(&error)))
@@ -172,13 +173,17 @@ fn decider(config: &Config, workers: Option<u32>) -> Decider {
     }
 }
 
-fn guard_settings(config: &Config) -> Result<GuardSettings, Error> {
+fn guard_settings(config: &Config) -> GuardSettings {
+    // In early boot there may be no random bytes yet; the clock and the pid tell panzers apart as well.
     let mut random = [0_u8; 16];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK)
-        .map_err(|error| system("get random bytes", error))?;
-    let cookie = random.iter().fold(format!("{COOKIE}="), |text, byte| format!("{text}{byte:02x}"));
+    if rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK).is_err() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        random = (now ^ u128::from(std::process::id()) << 96).to_ne_bytes();
+    }
+    // In the name, not in the value: a panzer inside a worker adds its own and replaces nobody's.
+    let cookie = random.iter().fold(COOKIE.to_owned(), |text, byte| format!("{text}{byte:02x}")) + "=1";
     let schedule = Schedule::for_guard(config.stop.as_ref(), config.workers.is_some(), config.linger);
-    Ok(GuardSettings { schedule, cookie })
+    GuardSettings { schedule, cookie }
 }
 
 /// Everything that a start needs.
@@ -209,8 +214,13 @@ fn launcher(
     };
     let variables = environment::common(std::env::vars_os(), &source);
     let (arguments, shell_arguments) = argument_lists(&config.command);
-    let start_directory = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| system("open the current directory", error))?;
+    // A directory that may not be searched, as root's is after sudo, can only be inherited.
+    let start_directory = match rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    {
+        Ok(directory) => Some(directory),
+        Err(Errno::ACCESS) => None,
+        Err(error) => return Err(system("open the current directory", error)),
+    };
     let typed_directory = config.dir.clone().unwrap_or_else(|| PathBuf::from("."));
     let directory = config.dir.as_ref().and_then(|directory| CString::new(directory.as_os_str().as_bytes()).ok());
     let parent_death = guard.map_or(Signal::TERM, |guard| guard.schedule.first_signal());
@@ -222,7 +232,7 @@ fn launcher(
         variables,
         supervised: workers.is_some(),
         has_listen_pid: config.listen_env.systemd && !listeners.is_empty(),
-        start_directory: Some(start_directory),
+        start_directory,
         directory,
         typed_directory,
         credentials: checked.credentials,
@@ -231,7 +241,7 @@ fn launcher(
         signals: sys::initial_signals(),
         parent_death,
         stdin,
-        terminal: workers.is_none() && terminal::is_ours(),
+        terminal: terminal::Terminal::find(),
         listeners,
         death_pipe,
     })

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use super::sys::Pid;
+use super::sys::{Pid, Target};
 
 /// What `/proc/PID/stat` says (`proc_pid_stat(5)`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,8 +19,12 @@ pub(super) struct Process {
     pub(super) zombie: bool,
 }
 
-/// Every process that can be seen; `None` where `/proc` is not mounted.
+/// Every process that can be seen; `None` where `/proc` is not mounted, or is not that of this namespace.
 pub(super) fn all() -> Option<Vec<Process>> {
+    // A /proc of another PID namespace has other numbers.
+    if fs::read_link("/proc/self").ok()?.to_str()?.parse() != Ok(Pid::own().number()) {
+        return None;
+    }
     let entries = fs::read_dir("/proc").ok()?;
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let found: Vec<Process> = pids.filter_map(Pid::from_number).filter_map(read).collect();
@@ -57,6 +61,22 @@ pub(super) fn descendants(all: &[Process], root: Pid, except: Option<Pid>) -> Ve
     found
 }
 
+/// Whom to signal for all of `chosen`: a group as a whole where all of it was chosen, since nothing can fork its way out
+/// of that; the others one by one.
+pub(super) fn targets(all: &[Process], chosen: &[Process]) -> Vec<Target> {
+    let is_whole = |group: Pid| {
+        all.iter().filter(|process| process.group == group && !process.zombie).all(|process| chosen.contains(process))
+    };
+    let mut targets = Vec::new();
+    for process in chosen.iter().filter(|process| !process.zombie) {
+        let target = if is_whole(process.group) { Target::Group(process.group) } else { Target::Process(process.pid) };
+        if !targets.contains(&target) {
+            targets.push(target);
+        }
+    }
+    targets
+}
+
 /// Whether `pid` was started with `variable` (`NAME=value`) in its environment.
 pub(super) fn has_variable(pid: Pid, variable: &str) -> bool {
     let environment = fs::read(format!("/proc/{}/environ", pid.number())).unwrap_or_default();
@@ -79,6 +99,14 @@ mod tests {
         for broken in [&b""[..], b"42", b"42 (x", b"42 (x) S", b"x (x) S 1 2"] {
             assert_eq!(parse(broken), None);
         }
+    }
+
+    #[test]
+    fn a_group_is_signalled_as_a_whole_only_where_all_of_it_is_meant() {
+        let pid = |number| Pid::from_number(number).unwrap();
+        let all = [process(2, 1, 2, false), process(3, 1, 2, false), process(4, 1, 4, false), process(5, 9, 4, false)];
+        let chosen = [all[0], all[1], all[2], process(6, 1, 6, true)];
+        assert_eq!(targets(&all, &chosen), [Target::Group(pid(2)), Target::Process(pid(4))]);
     }
 
     #[test]

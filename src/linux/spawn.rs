@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::environment;
 use super::listen::{FIRST_DESCRIPTOR, Listener, OwnPath};
 use super::sys::{self, Fork, InitialSignals, Pid, Pointers, StringList};
-use super::terminal;
+use super::terminal::Terminal;
 use super::users::Credentials;
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
@@ -139,8 +139,8 @@ pub(super) struct Launcher {
     pub(super) parent_death: Signal,
     /// Standard input; `None`: panzer's own.
     pub(super) stdin: Option<OwnedFd>,
-    /// The terminal is panzer's to pass on.
-    pub(super) terminal: bool,
+    /// The terminal, where there is one; init mode passes it on.
+    pub(super) terminal: Option<Terminal>,
     /// Sockets to hand down.
     pub(super) listeners: Vec<Listener>,
     /// Tells workers of panzer's end.
@@ -218,8 +218,8 @@ impl Launcher {
         if let Some(stdin) = &self.stdin {
             rustix::stdio::dup2_stdin(stdin).map_err(at(Step::Descriptors))?;
         }
-        if self.terminal {
-            terminal::give_to(Pid::own());
+        if let Some(terminal) = self.terminal.filter(|_| !self.supervised) {
+            terminal.pass_to(Pid::own());
         }
         let handed_down = self
             .listeners
@@ -231,6 +231,10 @@ impl Launcher {
         }
         sys::set_ignored(Signal::PIPE, self.signals.pipe_ignored);
         sys::set_ignored(Signal::CHLD, self.signals.chld_ignored);
+        // Rust's runtime has handlers for these two, which would swallow one that comes before the exec.
+        for signal in [Signal::SEGV, Signal::BUS] {
+            sys::set_ignored(signal, sys::is_ignored(signal));
+        }
         Ok(())
     }
 

@@ -8,12 +8,17 @@ use std::ffi::{CStr, c_char, c_int, c_long};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::signals::Signal;
 
 /// The size of the kernel's signal set in bytes. libc's own `sigset_t` is larger, and its functions leave out the
 /// numbers that it keeps for its threads (32, 33, 34), so the calls on signal sets are made without it.
 const KERNEL_SIGSET_SIZE: usize = size_of::<u64>();
+
+/// How often and how long to wait for a killed child that has no exit signal.
+const REAP_TRIES: u32 = 50;
+const REAP_PAUSE: Duration = Duration::from_millis(1);
 
 /// The unit in which the kernel maps a file on all machines that panzer is built for; larger pages only make a call
 /// with a smaller unit fail.
@@ -52,7 +57,10 @@ static EARLY: extern "C" fn() = early;
 /// Runs before Rust's runtime, which ignores SIGPIPE and aborts where one of the descriptors 0 to 2 is closed and
 /// there is no /dev/null, as in an initramfs.
 extern "C" fn early() {
-    FOUND_MASK.store(change_mask(libc::SIG_BLOCK, 0), Ordering::Relaxed);
+    // A PID 1 loses what comes before it is blocked: the kernel drops signals of which it has no handler. Tests that
+    // contain this module go on as they are.
+    let blocked = if cfg!(test) { 0 } else { u64::MAX };
+    FOUND_MASK.store(change_mask(libc::SIG_BLOCK, blocked), Ordering::Relaxed);
     FOUND_PIPE_IGNORED.store(is_ignored(Signal::PIPE), Ordering::Relaxed);
     FOUND_CHLD_IGNORED.store(is_ignored(Signal::CHLD), Ordering::Relaxed);
     for number in 0..=2 {
@@ -80,7 +88,8 @@ fn fill(number: RawFd) {
     }
 }
 
-fn is_ignored(signal: Signal) -> bool {
+/// Whether `signal` is ignored. Async-signal-safe.
+pub(super) fn is_ignored(signal: Signal) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: with no new action sigaction only writes the old one to the pointer, which is valid for it.
     let read = unsafe { libc::sigaction(signal.number().into(), std::ptr::null(), action.as_mut_ptr()) };
@@ -153,12 +162,24 @@ pub(super) fn fork(exit_signal: Option<Signal>) -> io::Result<Fork> {
     }
 }
 
-/// Reaps a child that has no exit signal; it must be dead or dying, since this waits.
+/// Reaps a child that has no exit signal and was killed. Gives up after a moment rather than wait for one that cannot
+/// end yet.
 pub(super) fn reap_hidden(pid: Pid) {
-    // SAFETY: a null status is allowed; the pid is of a child that only this call waits for.
-    while unsafe { libc::waitpid(pid.0, std::ptr::null_mut(), libc::__WCLONE) } == -1
-        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
-    {}
+    for _ in 0..REAP_TRIES {
+        let options = libc::__WCLONE | libc::WNOHANG;
+        // SAFETY: a null status is allowed; the pid is of a child that only this call waits for.
+        if unsafe { libc::waitpid(pid.0, std::ptr::null_mut(), options) } != 0 {
+            return;
+        }
+        std::thread::sleep(REAP_PAUSE);
+    }
+}
+
+/// Whether what this process forks is in its own PID namespace. After `unshare --pid` without a fork it is not: there
+/// the first child becomes the new namespace's PID 1.
+pub(super) fn children_share_namespace() -> bool {
+    let namespace = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).ok();
+    namespace("pid") == namespace("pid_for_children")
 }
 
 /// A process, or the group that it leads or led.

@@ -1,27 +1,54 @@
-//! The controlling terminal, in init mode: which process group may read from it.
+//! The controlling terminal: which process group may read from it, and whether panzer may be stopped there.
 //!
-//! Every call may say ENOTTY, ENXIO, EBADF or EACCES where there is no terminal of ours; panzer carries on.
+//! Every call may say ENOTTY, ENXIO, EBADF or EACCES where there is no terminal; panzer carries on. Must never be waited
+//! for.
 
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 
-use super::sys::{self, Pid};
+use super::sys::{self, Pid, Target};
 
-/// Whether standard input is a terminal whose foreground group panzer is in, so that it is panzer's to pass on.
-pub(super) fn is_ours() -> bool {
-    foreground().is_some_and(|group| Some(group) == sys::own_group())
+/// Standard input is the controlling terminal.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terminal {
+    /// The group that panzer is in, to which a shell gives the terminal.
+    own_group: Pid,
 }
 
-/// Makes `group` the terminal's foreground group. SIGTTOU must be blocked. Async-signal-safe.
-pub(super) fn give_to(group: Pid) {
-    if let Some(group) = rustix::process::Pid::from_raw(group.number()) {
-        let _ = tcsetpgrp(rustix::stdio::stdin(), group);
+impl Terminal {
+    /// The terminal, whoever has it now.
+    pub(super) fn find() -> Option<Self> {
+        foreground()?;
+        sys::own_group().map(|own_group| Self { own_group })
+    }
+
+    /// Gives the terminal to `group`, if it is panzer's to give: not where panzer was started in the background.
+    /// SIGTTOU must be blocked. Async-signal-safe.
+    pub(super) fn pass_to(self, group: Pid) {
+        if foreground() == Some(self.own_group) {
+            give_to(group);
+        }
+    }
+
+    /// Takes the terminal back at the end from `group`, or from one that is gone: a script that goes on after panzer
+    /// wants to read.
+    pub(super) fn take_back_from(self, group: Pid) {
+        if foreground().is_some_and(|current| current == group || !sys::exists(Target::Group(current))) {
+            give_to(self.own_group);
+        }
     }
 }
 
-/// Takes the terminal back from `group`, if it still has it: a script that goes on after panzer wants to read.
-pub(super) fn take_back_from(group: Pid) {
-    if let (true, Some(own)) = (foreground() == Some(group), sys::own_group()) {
-        give_to(own);
+/// Whether nobody could continue panzer's group if it stopped: the session's leader is in it, or panzer's parent is in
+/// another session.
+pub(super) fn is_orphaned() -> bool {
+    let session = rustix::process::getsid(None).ok();
+    session.map(Pid::from) == sys::own_group()
+        || rustix::process::getppid().is_none_or(|parent| rustix::process::getsid(Some(parent)).ok() != session)
+}
+
+fn give_to(group: Pid) {
+    if let Some(group) = rustix::process::Pid::from_raw(group.number()) {
+        let _ = tcsetpgrp(rustix::stdio::stdin(), group);
     }
 }
 

@@ -31,8 +31,9 @@ pub(super) struct Credentials {
 /// # Errors
 /// There is no such user or group, or this process may not become them.
 pub(super) fn look_up(typed: &str) -> Result<Credentials, Error> {
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    // A comment may be in any encoding.
+    let read = |path: &str| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let (passwd, groups) = (read("/etc/passwd"), read("/etc/group"));
     let refuse = |cause: String| Error::new(format!("use --user {typed}"), cause);
     let credentials = resolve(typed, &passwd, &groups).map_err(refuse)?;
     let already = credentials.uid == rustix::process::getuid() && credentials.gid == rustix::process::getgid();

@@ -9,11 +9,16 @@ use super::report::Report;
 use super::stop::{Due, Escalation, Schedule};
 use crate::signals::Signal;
 
+/// How often KILL is sent again: a process that forks without end may have got past the last one.
+const KILL_AGAIN: Duration = Duration::from_millis(100);
+
 /// The clearing up at the end. The escalation begins when something turns out to remain.
 #[derive(Clone, Debug)]
 pub(super) struct Clearing {
     schedule: Schedule,
     escalation: Option<Escalation>,
+    /// When KILL is due once more.
+    again_at: Option<Duration>,
 }
 
 /// What [`Clearing::advance`] came to.
@@ -29,7 +34,7 @@ impl Clearing {
     /// Asks whether anything remains; `linger` is how long that may take after TERM.
     pub(super) fn begin(linger: Duration, effects: &mut Vec<Effect>) -> Self {
         effects.push(Effect::LookForRemaining);
-        Self { schedule: Schedule::term_then_kill(linger), escalation: None }
+        Self { schedule: Schedule::term_then_kill(linger), escalation: None, again_at: None }
     }
 
     /// Something remains.
@@ -37,14 +42,14 @@ impl Clearing {
         if self.escalation.is_none() {
             let (escalation, signal) = Escalation::begin(now, &self.schedule);
             self.escalation = Some(escalation);
-            push_signal(signal, effects);
+            self.push_signal(now, signal, effects);
         }
     }
 
     /// KILL now, if anything remains.
     pub(super) fn kill(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        if let Some(escalation) = &mut self.escalation {
-            push_signal(escalation.kill(now), effects);
+        if let Some(signal) = self.escalation.as_mut().map(|escalation| escalation.kill(now)) {
+            self.push_signal(now, signal, effects);
         }
     }
 
@@ -52,9 +57,15 @@ impl Clearing {
     pub(super) fn advance(&mut self, now: Duration, effects: &mut Vec<Effect>) -> Progress {
         let Some(escalation) = &mut self.escalation else { return Progress::Waiting };
         match escalation.poll(now, &self.schedule) {
-            Due::Nothing => Progress::Waiting,
+            Due::Nothing => {
+                if self.again_at.is_some_and(|at| at <= now) {
+                    self.again_at = Some(now + KILL_AGAIN);
+                    effects.push(Effect::SignalRemaining(Signal::KILL));
+                }
+                Progress::Waiting
+            }
             Due::Send(signal) => {
-                push_signal(signal, effects);
+                self.push_signal(now, signal, effects);
                 Progress::Waiting
             }
             Due::Abandon => {
@@ -66,20 +77,23 @@ impl Clearing {
 
     /// When [`Clearing::advance`] has something to do, if ever.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        self.escalation.as_ref().and_then(Escalation::deadline)
+        let step = self.escalation.as_ref().and_then(Escalation::deadline);
+        [step, self.again_at].into_iter().flatten().min()
     }
 
     /// Something had to be killed.
     pub(super) fn was_killed(&self) -> bool {
         self.escalation.as_ref().is_some_and(Escalation::was_killed)
     }
-}
 
-/// CONT follows, since a stopped process cannot act on anything but KILL.
-fn push_signal(signal: Signal, effects: &mut Vec<Effect>) {
-    effects.push(Effect::Report(Report::SignallingRemaining(signal)));
-    effects.push(Effect::SignalRemaining(signal));
-    if signal != Signal::KILL {
-        effects.push(Effect::SignalRemaining(Signal::CONT));
+    /// CONT follows, since a stopped process cannot act on anything but KILL.
+    fn push_signal(&mut self, now: Duration, signal: Signal, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Report(Report::SignallingRemaining(signal)));
+        effects.push(Effect::SignalRemaining(signal));
+        if signal == Signal::KILL {
+            self.again_at = Some(now + KILL_AGAIN);
+        } else {
+            effects.push(Effect::SignalRemaining(Signal::CONT));
+        }
     }
 }

@@ -69,7 +69,7 @@ impl Init {
             Event::Exited { end, .. } => self.ended(end, &mut effects),
             Event::Executed(worker) => effects.push(Effect::Report(Report::Started(worker))),
             Event::Suspended(signal) => {
-                if signal == Signal::TSTP || signal == Signal::TTIN || signal == Signal::TTOU {
+                if matches!(signal, Signal::STOP | Signal::TSTP | Signal::TTIN | Signal::TTOU) {
                     effects.push(Effect::Suspend);
                 }
             }

@@ -137,7 +137,7 @@ pub enum Effect {
     LookForRemaining,
     /// Send a signal to all that remains.
     SignalRemaining(Signal),
-    /// Stop panzer itself, so that a shell takes its terminal back.
+    /// Stop panzer itself, so that a shell takes its terminal back; with workers only where there is a terminal.
     Suspend,
     /// Give the terminal to the child again, if the shell has given it to panzer.
     TakeTerminal,
@@ -430,6 +430,10 @@ impl Supervisor {
                 let reach = if self.settings.no_group { Reach::MainProcess } else { Reach::Group };
                 let workers = self.slots.iter().filter(|slot| slot.has_process());
                 effects.extend(workers.map(|slot| Effect::Signal(slot.worker, reach, sent)));
+                // Ctrl-Z at a terminal: the workers stop, and the shell wants its terminal back.
+                if sent == Signal::TSTP {
+                    effects.push(Effect::Suspend);
+                }
             }
             Action::Ignore => {}
             Action::Reserved(command) => effects.push(Effect::Report(Report::Unavailable(signal, command))),

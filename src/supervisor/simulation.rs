@@ -245,7 +245,8 @@ impl World {
                     }
                 }
                 Effect::Report(report) => *self.tally.entry(report.event()).or_insert(0) += 1,
-                Effect::Suspend | Effect::TakeTerminal => self.fail("a supervisor has no terminal"),
+                Effect::Suspend => {}
+                Effect::TakeTerminal => self.fail("a supervisor has no terminal to give"),
                 Effect::Exit(status) => {
                     self.exit = Some(status);
                     let left = self.processes.values().any(|process| !process.unkillable);
