@@ -42,6 +42,7 @@
 //! | `spawn-child` | starts `probe OUTFILE.child sleep` in the same process group |
 //! | `spawn-setsid` | starts `probe OUTFILE.setsid sleep` in a new session, its parent gone |
 //! | `orphans=N` | makes N processes, one after the other, that lose their parent and end at once |
+//! | `accept` | accepts one connection on descriptor 3 and prints `accepted nodelay=BOOL` about its socket |
 //! | `print=TEXT` | prints a line |
 //!
 //! After the last action it exits with status 0. With `-` or a directory the processes that are
@@ -52,6 +53,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -81,6 +83,7 @@ enum Action {
     SpawnChild,
     SpawnSetsid,
     Orphans(u32),
+    Accept,
     Print(String),
 }
 
@@ -106,6 +109,7 @@ fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
             | Action::SpawnChild
             | Action::SpawnSetsid
             | Action::Orphans(_)
+            | Action::Accept
             | Action::Print(_) => {}
         }
     }
@@ -122,6 +126,7 @@ fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
             Action::SpawnChild => children.push(spawn_child(&outfile)?),
             Action::SpawnSetsid => spawn_setsid(&outfile)?,
             Action::Orphans(count) => make_orphans(count)?,
+            Action::Accept => accept()?,
             Action::Print(text) => println!("{text}"),
         }
     }
@@ -143,6 +148,7 @@ fn parse_action(text: &OsStr) -> io::Result<Action> {
         "spawn-child" => Action::SpawnChild,
         "spawn-setsid" => Action::SpawnSetsid,
         "orphans" => Action::Orphans(value.parse().map_err(|_| unknown())?),
+        "accept" => Action::Accept,
         "print" => Action::Print(value.to_string()),
         _ => return Err(unknown()),
     })
@@ -245,6 +251,16 @@ fn outfile_of_child(outfile: &OsStr, suffix: &str) -> OsString {
         name.push(suffix);
     }
     name
+}
+
+/// Says what a connection inherits from the listener.
+#[allow(unsafe_code, reason = "a descriptor known by its number alone has no safe constructor")]
+fn accept() -> io::Result<()> {
+    // SAFETY: it is used for this call only; one that is not open makes the call fail.
+    let listener = unsafe { BorrowedFd::borrow_raw(3) };
+    let connection = rustix::net::accept(listener)?;
+    println!("accepted nodelay={}", rustix::net::sockopt::tcp_nodelay(&connection)?);
+    Ok(())
 }
 
 fn spawn_child(outfile: &OsStr) -> io::Result<Child> {

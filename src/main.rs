@@ -10,6 +10,7 @@ use panzer::linux::{self, Log};
 use panzer::supervisor::report::Level;
 
 fn main() -> ExitCode {
+    linux::hold_signals();
     let mut log = Log::new(Level::Info, panzer::config::LogFormat::Text);
     let status = run(&mut log).unwrap_or_else(|error| {
         log.say(Level::Error, "refused", &error.to_string());

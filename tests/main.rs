@@ -8,6 +8,14 @@
     reason = "a test fails by panicking"
 )]
 
+mod documents;
 mod init_mode;
+mod listeners;
+mod orphans;
+mod pid1;
+mod refusals;
+mod stress;
 mod structure;
+mod supervise;
 mod support;
+mod terminal;

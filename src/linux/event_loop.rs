@@ -21,7 +21,7 @@ use crate::config::VERSION;
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
 use crate::supervisor::init::Init;
-use crate::supervisor::report::Level;
+use crate::supervisor::report::{Level, Report};
 use crate::supervisor::{Effect, End, Event, NotRun, Reach, Supervisor, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
@@ -289,10 +289,6 @@ impl Running {
     fn settle(&mut self) {
         loop {
             while let Some(event) = self.events.pop_front() {
-                if matches!(event, Event::Executed(_)) && !self.announced {
-                    self.announced = true;
-                    self.announce();
-                }
                 let effects = self.prepared.decider.handle(self.now(), event);
                 self.perform(effects);
             }
@@ -324,6 +320,10 @@ impl Running {
                     }
                 }
                 Effect::Report(report) => {
+                    if matches!(report, Report::Started(_)) && !self.announced {
+                        self.announced = true;
+                        self.announce();
+                    }
                     let child = self.children.iter().find(|child| Some(child.worker) == report.worker());
                     let pid = child.map(|child| child.pid.number());
                     self.prepared.log.report(&report, self.prepared.decider.is_supervisor(), pid);

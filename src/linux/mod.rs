@@ -1,6 +1,14 @@
 //! Every system call: what the supervisor asks for is done here, and what happens is told to it.
 //!
 //! Must never decide: how long to wait, whom to stop and when to give up stands in `supervisor`.
+//!
+//! - `prepare`, `check`: from what was asked for to something that runs, or to a description of it
+//! - `event_loop`: waits, tells the supervisor, does what it asks for
+//! - `spawn`, `environment`: a worker's start, and the variables that it sees
+//! - `guard`, `processes`: what happens when panzer dies, and which processes there are
+//! - `listen`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
+//! - `log`: the lines on stderr
+//! - `sys`: the calls that need `unsafe`
 
 mod check;
 mod cpus;
@@ -16,6 +24,12 @@ mod spawn;
 mod sys;
 mod terminal;
 mod users;
+
+/// Keeps every signal for later, when there is somebody to forward it to. The first thing to do: the kernel drops what
+/// comes to a PID 1 that neither blocks nor handles it (`pid_namespaces(7)`).
+pub fn hold_signals() {
+    sys::set_signal_mask(u64::MAX);
+}
 
 pub use check::check;
 pub use event_loop::Running;

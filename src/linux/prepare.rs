@@ -58,22 +58,21 @@ pub(super) fn check_command(config: &Config) -> Result<Checked, Error> {
     let changed = changes.iter().find(|(name, _)| name == OsStr::new("PATH")).map(|(_, value)| value.clone());
     let path = changed.unwrap_or_else(|| std::env::var_os("PATH"));
     let candidates = candidates(command, path.as_deref());
-    let program = find(&directory, &candidates)
+    let program = find(command, &directory, &candidates)
         .map_err(|(cause, status)| Error::new(format!("run {}", Typed(command)), cause).with_status(status))?;
     Ok(Checked { program, candidates, changes, credentials })
 }
 
 /// The first candidate that is there. Whether it can be executed is for exec to say: it alone knows of interpreters,
 /// capabilities and mount options.
-fn find(directory: &Path, candidates: &[CString]) -> Result<PathBuf, (String, Status)> {
-    let missing = match candidates {
-        [] => "there is no such command",
-        [only] if only.as_bytes().is_empty() => "the command is empty",
-        [only] if only.as_bytes().contains(&b'/') => "No such file or directory",
+fn find(command: &OsStr, directory: &Path, candidates: &[CString]) -> Result<PathBuf, (String, Status)> {
+    let missing = match command.as_bytes() {
+        b"" => "the command is empty",
+        path if path.contains(&b'/') => "No such file or directory",
         _ => "not found in PATH",
     };
     let mut problem = (missing.to_owned(), Status::NOT_FOUND);
-    for candidate in candidates.iter().filter(|candidate| !candidate.as_bytes().is_empty()) {
+    for candidate in candidates.iter().filter(|candidate| !candidate.is_empty()) {
         let path = directory.join(OsStr::from_bytes(candidate.as_bytes()));
         match rustix::fs::access(&path, Access::EXEC_OK) {
             Ok(()) if path.is_dir() => problem = ("it is a directory".to_owned(), Status::CANNOT_EXECUTE),
@@ -85,13 +84,11 @@ fn find(directory: &Path, candidates: &[CString]) -> Result<PathBuf, (String, St
     Err(problem)
 }
 
-/// Makes everything ready that a start needs, listeners last.
+/// Makes everything ready that a start needs, listeners last. Signals must be held already.
 ///
 /// # Errors
 /// What panzer refuses, with the value as typed.
 pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
-    // From here on a signal waits until it can be forwarded to somebody.
-    sys::set_signal_mask(u64::MAX);
     sys::set_ignored(Signal::CHLD, false);
     if let Some(signal) = config.pdeathsig {
         sys::set_parent_death_signal(signal)

@@ -8,17 +8,12 @@ use std::ffi::{CStr, c_char, c_int, c_long};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use crate::signals::Signal;
 
 /// The size of the kernel's signal set in bytes. libc's own `sigset_t` is larger, and its functions leave out the
 /// numbers that it keeps for its threads (32, 33, 34), so the calls on signal sets are made without it.
 const KERNEL_SIGSET_SIZE: usize = size_of::<u64>();
-
-/// How often and how long to wait for a killed child that has no exit signal.
-const REAP_TRIES: u32 = 50;
-const REAP_PAUSE: Duration = Duration::from_millis(1);
 
 /// The unit in which the kernel maps a file on all machines that panzer is built for; larger pages only make a call
 /// with a smaller unit fail.
@@ -57,10 +52,7 @@ static EARLY: extern "C" fn() = early;
 /// Runs before Rust's runtime, which ignores SIGPIPE and aborts where one of the descriptors 0 to 2 is closed and
 /// there is no /dev/null, as in an initramfs.
 extern "C" fn early() {
-    // A PID 1 loses what comes before it is blocked: the kernel drops signals of which it has no handler. Tests that
-    // contain this module go on as they are.
-    let blocked = if cfg!(test) { 0 } else { u64::MAX };
-    FOUND_MASK.store(change_mask(libc::SIG_BLOCK, blocked), Ordering::Relaxed);
+    FOUND_MASK.store(change_mask(libc::SIG_BLOCK, 0), Ordering::Relaxed);
     FOUND_PIPE_IGNORED.store(is_ignored(Signal::PIPE), Ordering::Relaxed);
     FOUND_CHLD_IGNORED.store(is_ignored(Signal::CHLD), Ordering::Relaxed);
     for number in 0..=2 {
@@ -162,21 +154,17 @@ pub(super) fn fork(exit_signal: Option<Signal>) -> io::Result<Fork> {
     }
 }
 
-/// Reaps a child that has no exit signal and was killed. Gives up after a moment rather than wait for one that cannot
-/// end yet.
+/// Reaps a child that has no exit signal. It must have been killed, since this waits for its end.
 pub(super) fn reap_hidden(pid: Pid) {
-    for _ in 0..REAP_TRIES {
-        let options = libc::__WCLONE | libc::WNOHANG;
-        // SAFETY: a null status is allowed; the pid is of a child that only this call waits for.
-        if unsafe { libc::waitpid(pid.0, std::ptr::null_mut(), options) } != 0 {
-            return;
-        }
-        std::thread::sleep(REAP_PAUSE);
-    }
+    // SAFETY: a null status is allowed; the pid is of a child that only this call waits for.
+    while unsafe { libc::waitpid(pid.0, std::ptr::null_mut(), libc::__WCLONE) } == -1
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
 }
 
 /// Whether what this process forks is in its own PID namespace. After `unshare --pid` without a fork it is not: there
-/// the first child becomes the new namespace's PID 1.
+/// the first child becomes the new namespace's PID 1, which must not be the guard: it would end with all of them, and
+/// only after them.
 pub(super) fn children_share_namespace() -> bool {
     let namespace = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).ok();
     namespace("pid") == namespace("pid_for_children")

@@ -315,7 +315,6 @@ impl Supervisor {
     }
 
     fn executed(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
-        self.reached = self.reached.max(Reached::Executed);
         let Some((slot, _, settings)) = self.living(worker) else { return };
         let delay = match settings.ready {
             Ready::Exec => Duration::ZERO,
@@ -325,6 +324,7 @@ impl Supervisor {
             *ready_at = Some(now + delay);
             let report = if worker.life == 1 { Report::Started } else { Report::Replaced };
             effects.push(Effect::Report(report(worker)));
+            self.reached = self.reached.max(Reached::Executed);
         }
     }
 

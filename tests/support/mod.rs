@@ -6,6 +6,7 @@
 pub(crate) mod load;
 pub(crate) mod panzer;
 pub(crate) mod process;
+pub(crate) mod random;
 pub(crate) mod report;
 pub(crate) mod scratch;
 pub(crate) mod worker;

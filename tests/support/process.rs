@@ -114,3 +114,11 @@ pub(crate) fn send_signal(pid: u32, signal: i32) -> bool {
     // SAFETY: the call takes two numbers and touches no memory.
     unsafe { libc::kill(pid, signal) == 0 }
 }
+
+/// The foreground process group of the process's controlling terminal, if it has one.
+pub(crate) fn foreground_group(pid: u32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    // Behind the name: state, ppid, pgid, sid, terminal, foreground group (-1: no terminal).
+    rest.split_ascii_whitespace().nth(5)?.parse().ok()
+}

@@ -1,64 +1,93 @@
 //! Reads what `examples/probe.rs` has written: its report, and the signals that it recorded.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use super::wait_for;
 
 /// The report of a probe.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Report {
-    values: BTreeMap<String, String>,
+    lines: Vec<(String, String)>,
+}
+
+/// One open descriptor of a report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    /// Its number.
+    pub(crate) number: u32,
+    /// What it is: `/dev/null`, `pipe:[123]`, `socket:[123]`.
+    pub(crate) target: String,
+    /// Whether it is closed at exec.
+    pub(crate) cloexec: bool,
 }
 
 impl Report {
+    /// Reads the report at this path, or None while there is none.
+    pub(crate) fn read(path: impl AsRef<Path>) -> Option<Report> {
+        fs::read_to_string(path).ok().map(|text| Report::parse(&text))
+    }
+
     /// Waits for the report at this path.
     #[track_caller]
     pub(crate) fn wait(path: &Path) -> Report {
-        let text = wait_for(&format!("the report {}", path.display()), || fs::read_to_string(path).ok());
-        Report::parse(&text)
+        wait_for(&format!("the report {}", path.display()), || Report::read(path))
     }
 
     /// Reads a report as it came over standard output.
     pub(crate) fn parse(text: &str) -> Report {
         let lines = text.lines().filter_map(|line| line.split_once('='));
-        Report { values: lines.map(|(key, value)| (key.to_string(), value.to_string())).collect() }
+        Report { lines: lines.map(|(key, value)| (key.to_string(), value.to_string())).collect() }
     }
 
-    /// One value; of several lines with this key, the last one's.
+    /// Every value of a key.
+    pub(crate) fn all(&self, key: &str) -> Vec<&str> {
+        self.lines.iter().filter(|(known, _)| known == key).map(|(_, value)| value.as_str()).collect()
+    }
+
+    /// The only value of a key.
     #[track_caller]
     pub(crate) fn get(&self, key: &str) -> &str {
-        self.values.get(key).unwrap_or_else(|| panic!("no {key} in the report"))
-    }
-
-    /// An environment variable of the probe.
-    pub(crate) fn env(&self, name: &str) -> Option<&str> {
-        self.values.get(&format!("env:{name}")).map(String::as_str)
-    }
-
-    /// All environment variables whose name begins so.
-    pub(crate) fn env_names(&self, prefix: &str) -> Vec<&str> {
-        let names = self.values.keys().filter_map(|key| key.strip_prefix("env:"));
-        names.filter(|name| name.starts_with(prefix)).collect()
+        match self.all(key)[..] {
+            [value] => value,
+            ref other => panic!("{key} is there {} times: {other:?}", other.len()),
+        }
     }
 
     /// A value that is a number.
     #[track_caller]
     pub(crate) fn number(&self, key: &str) -> u32 {
         let value = self.get(key);
-        value.parse().unwrap_or_else(|_| panic!("{key}={value} is no number"))
+        value.parse().unwrap_or_else(|_| panic!("{key}={value} is not a number"))
     }
 
-    /// The open descriptors: number and target.
+    /// An environment variable, which must not be there twice.
     #[track_caller]
-    pub(crate) fn fds(&self) -> Vec<(u32, String)> {
-        let parse = |entry: &str| {
-            let (number, rest) = entry.split_once(':').expect("a descriptor has a number");
-            let (target, _) = rest.rsplit_once(':').expect("a descriptor has a flag");
-            (number.parse().expect("a descriptor's number"), target.to_string())
+    pub(crate) fn env(&self, name: &str) -> Option<&str> {
+        match self.all(&format!("env:{name}"))[..] {
+            [] => None,
+            [value] => Some(value),
+            ref other => panic!("{name} is there {} times: {other:?}", other.len()),
+        }
+    }
+
+    /// The names of all environment variables that begin with this, sorted.
+    pub(crate) fn env_names(&self, prefix: &str) -> Vec<&str> {
+        let names = self.lines.iter().filter_map(|(key, _)| key.strip_prefix("env:"));
+        let mut names: Vec<&str> = names.filter(|name| name.starts_with(prefix)).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The open descriptors.
+    #[track_caller]
+    pub(crate) fn descriptors(&self) -> Vec<Descriptor> {
+        let one = |entry: &str| {
+            let (number, rest) = entry.split_once(':')?;
+            let (target, flag) = rest.rsplit_once(':')?;
+            Some(Descriptor { number: number.parse().ok()?, target: target.to_string(), cloexec: flag == "cloexec" })
         };
-        self.get("fds").split(',').map(parse).collect()
+        self.get("fds").split(',').map(|entry| one(entry).expect("N:TARGET:FLAG")).collect()
     }
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use super::panzer::{Panzer, Running, shell_status};
-use super::report::recorded;
+use super::report::{Report, recorded};
 use super::{example, process, wait_for};
 
 /// Starts panzer with these options, separated by blanks, and this command.
@@ -36,92 +36,20 @@ pub(crate) fn through_shell(script: &str) -> Vec<String> {
     words
 }
 
-/// One report of `probe`.
-#[derive(Clone, Debug)]
-pub(crate) struct Given {
-    lines: Vec<(String, String)>,
-}
-
-/// One open descriptor of a report.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Descriptor {
-    /// Its number.
-    pub(crate) number: u32,
-    /// What it is: `/dev/null`, `pipe:[123]`, `socket:[123]`.
-    pub(crate) target: String,
-    /// Whether it is closed at exec.
-    pub(crate) cloexec: bool,
-}
-
-impl Given {
-    /// Reads a report, or None while there is none.
-    pub(crate) fn read(path: impl AsRef<Path>) -> Option<Given> {
-        let text = fs::read_to_string(path).ok()?;
-        let lines = text.lines().filter_map(|line| line.split_once('='));
-        Some(Given { lines: lines.map(|(key, value)| (key.to_string(), value.to_string())).collect() })
-    }
-
-    /// Every value of a key.
-    pub(crate) fn all(&self, key: &str) -> Vec<&str> {
-        self.lines.iter().filter(|(known, _)| known == key).map(|(_, value)| value.as_str()).collect()
-    }
-
-    /// The only value of a key.
-    #[track_caller]
-    pub(crate) fn get(&self, key: &str) -> &str {
-        match self.all(key)[..] {
-            [value] => value,
-            ref other => panic!("{key} is there {} times: {other:?}", other.len()),
-        }
-    }
-
-    /// An environment variable, which must not be there twice.
-    #[track_caller]
-    pub(crate) fn env(&self, name: &str) -> Option<&str> {
-        match self.all(&format!("env:{name}"))[..] {
-            [] => None,
-            [value] => Some(value),
-            ref other => panic!("{name} is there {} times: {other:?}", other.len()),
-        }
-    }
-
-    /// The names of all environment variables that begin with this, sorted.
-    pub(crate) fn names(&self, prefix: &str) -> Vec<&str> {
-        let mut names: Vec<&str> = self
-            .lines
-            .iter()
-            .filter_map(|(key, _)| key.strip_prefix("env:"))
-            .filter(|name| name.starts_with(prefix))
-            .collect();
-        names.sort_unstable();
-        names
-    }
-
-    /// The open descriptors.
-    pub(crate) fn descriptors(&self) -> Vec<Descriptor> {
-        let one = |entry: &str| {
-            let (number, rest) = entry.split_once(':')?;
-            let (target, flag) = rest.rsplit_once(':')?;
-            Some(Descriptor { number: number.parse().ok()?, target: target.to_string(), cloexec: flag == "cloexec" })
-        };
-        self.get("fds").split(',').map(|entry| one(entry).expect("N:TARGET:FLAG")).collect()
-    }
-}
-
 /// The reports in a directory, by pid.
-pub(crate) fn reports(directory: &Path) -> BTreeMap<u32, Given> {
+pub(crate) fn reports(directory: &Path) -> BTreeMap<u32, Report> {
     fs::read_dir(directory)
         .expect("cannot read the directory of the reports")
         .filter_map(|entry| {
             let entry = entry.ok()?;
-            Some((entry.file_name().to_str()?.parse().ok()?, Given::read(entry.path())?))
+            Some((entry.file_name().to_str()?.parse().ok()?, Report::read(entry.path())?))
         })
         .collect()
 }
 
 /// Waits until there are so many reports in a directory.
 #[track_caller]
-pub(crate) fn wait_reports(directory: &Path, count: usize) -> BTreeMap<u32, Given> {
+pub(crate) fn wait_reports(directory: &Path, count: usize) -> BTreeMap<u32, Report> {
     wait_for(&format!("there are {count} reports"), || {
         let reports = reports(directory);
         assert!(reports.len() <= count, "more than {count} reports: {reports:#?}");
@@ -131,8 +59,8 @@ pub(crate) fn wait_reports(directory: &Path, count: usize) -> BTreeMap<u32, Give
 
 /// Waits for the report of one process in a directory.
 #[track_caller]
-pub(crate) fn wait_report(directory: &Path, pid: u32) -> Given {
-    wait_for(&format!("there is a report of {pid}"), || Given::read(directory.join(pid.to_string())))
+pub(crate) fn wait_report(directory: &Path, pid: u32) -> Report {
+    wait_for(&format!("there is a report of {pid}"), || Report::read(directory.join(pid.to_string())))
 }
 
 /// Waits until exactly these signals were recorded.
@@ -166,6 +94,7 @@ impl Running {
     #[track_caller]
     pub(crate) fn wait_slots(&self, count: usize) -> BTreeMap<u32, u32> {
         wait_for(&format!("{count} slots have a worker"), || {
+            assert_eq!(self.try_exit(), None, "panzer has ended");
             let slots = self.slots();
             (slots.len() == count).then_some(slots)
         })
@@ -192,7 +121,7 @@ impl Running {
     pub(crate) fn listening(&self) -> Vec<String> {
         wait_for("panzer says where it listens", || {
             let stderr = self.stderr();
-            let (_, rest) = stderr.split_once(" alive, listening on ")?;
+            let (_, rest) = stderr.split_once(", listening on ")?;
             let (line, _) = rest.split_once('\n')?;
             Some(line.split(", ").map(str::to_string).collect())
         })
