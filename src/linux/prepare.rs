@@ -78,6 +78,8 @@ fn find(command: &OsStr, directory: &Path, candidates: &[CString]) -> Result<Pat
             Ok(()) if path.is_dir() => problem = ("it is a directory".to_owned(), Status::CANNOT_EXECUTE),
             Ok(()) => return Ok(path.strip_prefix(".").map_or_else(|_| path.clone(), PathBuf::from)),
             Err(Errno::NOENT | Errno::NOTDIR) => {}
+            // In a directory of PATH that may not be searched nothing was found.
+            Err(Errno::ACCESS) if candidates.len() > 1 && rustix::fs::access(&path, Access::EXISTS).is_err() => {}
             Err(error) => problem = (cause(&error.into()), Status::CANNOT_EXECUTE),
         }
     }

@@ -255,10 +255,12 @@ impl Launcher {
                 errno = sys::execute(SHELL, &shell, &variables);
             }
             match errno {
-                libc::ENOENT if rustix::fs::access(path.as_c_str(), Access::EXISTS).is_ok() => {
+                libc::ENOENT if exists(path) => {
                     return (Step::Interpreter, errno);
                 }
                 libc::ENOENT | libc::ENOTDIR => {}
+                // In a directory of PATH that may not be searched nothing was found.
+                libc::EACCES if self.candidates.len() > 1 && !exists(path) => {}
                 libc::EACCES => remembered = errno,
                 _ => return (Step::Execute, errno),
             }
@@ -321,6 +323,11 @@ impl Launcher {
 /// The lowest number above the descriptors that workers are handed: the listeners and the parent-death pipe.
 pub(super) fn above_handed_down(listeners: usize) -> RawFd {
     FIRST_DESCRIPTOR.saturating_add(RawFd::try_from(listeners).unwrap_or(RawFd::MAX)).saturating_add(1)
+}
+
+/// Whether there is a file that can be seen. Async-signal-safe.
+fn exists(path: &CStr) -> bool {
+    rustix::fs::access(path, Access::EXISTS).is_ok()
 }
 
 fn raw(error: &std::io::Error) -> i32 {
