@@ -62,6 +62,15 @@ fn the_supervisor_sees_no_system_and_no_clock() {
 }
 
 #[test]
+fn what_people_type_is_read_without_looking_at_the_system() {
+    for (path, code) in sources().into_iter().filter(|(path, _)| part(path) == "cli" || part(path) == "config") {
+        for word in ["rustix", "libc", "std::fs", "std::process", "std::os", "std::env::"] {
+            assert!(!code.contains(word), "{} uses {word}", path.display());
+        }
+    }
+}
+
+#[test]
 fn unsafe_stands_in_one_module() {
     for (path, code) in sources() {
         let allowed = path == Path::new("src/linux/sys.rs");
