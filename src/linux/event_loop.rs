@@ -369,13 +369,14 @@ impl Running {
             }
         };
         let pid = spawned.pid;
+        let added = epoll::add(&self.epoll, &spawned.pipe, Token::Child(pid).to_data(), epoll::EventFlags::IN);
+        self.children.push(Child { worker, pid, pipe: Some(spawned.pipe), failure: None, reaped: false });
+        // Another guard is told of all children there are, so of this one too.
         if let Some(guard) = &self.guard
             && guard.add(pid).is_err()
         {
             self.guard_died();
         }
-        let added = epoll::add(&self.epoll, &spawned.pipe, Token::Child(pid).to_data(), epoll::EventFlags::IN);
-        self.children.push(Child { worker, pid, pipe: Some(spawned.pipe), failure: None, reaped: false });
         if let Err(error) = added {
             self.complain("watch a worker's start", &error.into(), "it counts as started");
             self.events.push_back(Event::Executed(worker));
