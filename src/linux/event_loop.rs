@@ -31,7 +31,7 @@ const REAPED_AT_ONCE: usize = 1000;
 const EVENTS_AT_ONCE: usize = 16;
 
 /// How long after something has happened panzer's own code is taken out of its resident memory.
-const RELEASE_DELAY: Duration = Duration::from_secs(1);
+const RELEASE_DELAY: Duration = Duration::from_millis(200);
 
 /// How long to rest where the kernel refuses to wait for events.
 const WAIT_RETRY: Duration = Duration::from_millis(100);
@@ -253,9 +253,6 @@ impl Running {
             }
         };
         let mut signalled = self.reap_again;
-        if !events.is_empty() && self.release_at.is_none() {
-            self.release_at = Some(self.now() + RELEASE_DELAY);
-        }
         for event in events {
             match Token::from_data(event.data) {
                 Token::Signals => signalled = true,
@@ -271,8 +268,12 @@ impl Running {
         if self.guard_retry.is_some_and(|at| at <= now) {
             self.ensure_guard();
         }
-        if self.prepared.decider.next_deadline().is_some_and(|at| at <= now) {
+        let is_due = self.prepared.decider.next_deadline().is_some_and(|at| at <= now);
+        if is_due {
             self.events.push_back(Event::Time);
+        }
+        if is_due || !events.is_empty() {
+            self.release_at.get_or_insert(now + RELEASE_DELAY);
         }
     }
 
