@@ -411,6 +411,17 @@ fn a_child_that_daemonizes_gives_its_own_status_and_the_daemon_ends() {
 }
 
 #[test]
+fn a_process_that_leaves_its_group_while_term_is_on_its_way_gets_it_too() {
+    // Each of them is between two groups for a moment, and panzer signals whole groups: a signal that
+    // misses one makes panzer wait for an hour.
+    let script = "i=0; while [ $i -lt 30 ]; do setsid sleep 1000 & i=$((i+1)); done; exit 7";
+    for _ in 0..40 {
+        let panzer = shell(&["--linger", "1h"], script).start();
+        assert_eq!(panzer.wait_exit().code(), Some(7));
+    }
+}
+
+#[test]
 fn a_stop_schedule_escalates_for_a_deaf_child() {
     // Both at once, since the schedule takes its time: the child must come to write down what it got.
     let runs = [libc::SIGTERM, libc::SIGINT].map(|signal| {

@@ -444,7 +444,9 @@ fn inherited_listeners_are_passed_on_before_those_of_its_own() {
     let given = wait_for("the inner worker reports", || Report::read(&report));
     running.wait_lines(", listening on ", 2);
     let stderr = running.stderr();
-    let lines: Vec<&str> = stderr.lines().filter_map(|line| Some(line.split_once(", listening on ")?.1)).collect();
+    let mut lines: Vec<&str> = stderr.lines().filter_map(|line| Some(line.split_once(", listening on ")?.1)).collect();
+    // Either of the two may be the first to say it.
+    lines.sort_by_key(|line| line.len());
     let (outer, inner) = (lines[0], lines[1]);
     assert!(inner.starts_with(&format!("{outer}, tcp://127.0.0.1:")), "{stderr}");
     let (web, own) = (port_of(outer.split(", ").next().unwrap()), port_of(inner));

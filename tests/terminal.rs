@@ -276,6 +276,7 @@ fn a_panzer_from_the_background_gives_its_child_the_terminal_after_fg() {
         let (group, shell) = (report.number("pgid"), report.number("sid"));
         // It wants to read, is stopped for it, and panzer with it.
         wait_state(group, true, &format!("{name}: the child waits for the terminal"));
+        wait_state(terminal.running.panzer_pid(), true, &format!("{name}: panzer stops with it"));
         terminal.press("fg\n");
         wait_foreground(shell, group, &format!("{name}: the child has the terminal"));
         terminal.press("hello\n");

@@ -315,6 +315,12 @@ impl Running {
                 }
                 Effect::SignalRemaining(signal) => self.signal_remaining(signal),
                 Effect::Suspend => self.suspend(),
+                Effect::SuspendWithChild => {
+                    // A shell's fg may have come between the child's stop and this.
+                    if self.children.first().is_some_and(|child| processes::is_stopped(child.pid)) {
+                        self.suspend();
+                    }
+                }
                 Effect::TakeTerminal => {
                     if let (Some(terminal), Some(child)) = (self.prepared.launcher.terminal, self.children.first()) {
                         terminal.pass_to(child.pid);

@@ -17,6 +17,8 @@ pub(super) struct Process {
     pub(super) group: Pid,
     /// Dead, and not reaped yet.
     pub(super) zombie: bool,
+    /// Stopped by a signal.
+    pub(super) stopped: bool,
 }
 
 /// Every process that can be seen; `None` where `/proc` is not mounted, or is not that of this namespace.
@@ -35,6 +37,11 @@ fn read(pid: Pid) -> Option<Process> {
     parse(&fs::read(format!("/proc/{}/stat", pid.number())).ok()?)
 }
 
+/// Whether `pid` is stopped by a signal; also where that cannot be seen.
+pub(super) fn is_stopped(pid: Pid) -> bool {
+    read(pid).is_none_or(|process| process.stopped)
+}
+
 /// The name, second, may hold anything, spaces and parentheses too: what comes after the last one counts.
 fn parse(stat: &[u8]) -> Option<Process> {
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
@@ -45,7 +52,7 @@ fn parse(stat: &[u8]) -> Option<Process> {
     let state = fields.next()?;
     let parent = number(fields.next()?);
     let group = number(fields.next()?)?;
-    Some(Process { pid, parent, group, zombie: state == "Z" || state == "X" })
+    Some(Process { pid, parent, group, zombie: state == "Z" || state == "X", stopped: state == "T" })
 }
 
 /// The children of `root`, their children, and so on, without `root` and without `except` and what is below it.
@@ -89,7 +96,13 @@ mod tests {
 
     fn process(pid: i32, parent: i32, group: i32, zombie: bool) -> Process {
         let pid = Pid::from_number(pid).unwrap();
-        Process { pid, parent: Pid::from_number(parent), group: Pid::from_number(group).unwrap(), zombie }
+        Process {
+            pid,
+            parent: Pid::from_number(parent),
+            group: Pid::from_number(group).unwrap(),
+            zombie,
+            stopped: false,
+        }
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Init {
             Event::Executed(worker) => effects.push(Effect::Report(Report::Started(worker))),
             Event::Suspended(signal) => {
                 if matches!(signal, Signal::STOP | Signal::TSTP | Signal::TTIN | Signal::TTOU) {
-                    effects.push(Effect::Suspend);
+                    effects.push(Effect::SuspendWithChild);
                 }
             }
             Event::Signal(signal) => self.signal(now, signal, &mut effects),

@@ -139,6 +139,8 @@ pub enum Effect {
     SignalRemaining(Signal),
     /// Stop panzer itself, so that a shell takes its terminal back; with workers only where there is a terminal.
     Suspend,
+    /// The same, because the child was stopped; not if it runs again by now.
+    SuspendWithChild,
     /// Give the terminal to the child again, if the shell has given it to panzer.
     TakeTerminal,
     /// Say this.

@@ -246,7 +246,7 @@ impl World {
                 }
                 Effect::Report(report) => *self.tally.entry(report.event()).or_insert(0) += 1,
                 Effect::Suspend => {}
-                Effect::TakeTerminal => self.fail("a supervisor has no terminal to give"),
+                Effect::SuspendWithChild | Effect::TakeTerminal => self.fail("a supervisor has no terminal to give"),
                 Effect::Exit(status) => {
                     self.exit = Some(status);
                     let left = self.processes.values().any(|process| !process.unkillable);
@@ -559,7 +559,7 @@ fn simulate_init(seed: u64) -> Tally {
                         count("signal");
                         assert!(ended.is_none(), "a signal to a child that has ended");
                     }
-                    Effect::Suspend => count("suspend"),
+                    Effect::Suspend | Effect::SuspendWithChild => count("suspend"),
                     Effect::TakeTerminal | Effect::Report(_) => {}
                 }
             }
