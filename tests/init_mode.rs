@@ -388,7 +388,7 @@ fn with_no_group_what_is_left_behind_is_left_alone() {
 #[test]
 fn panzer_itself_says_nothing() {
     let scratch = Scratch::new();
-    let panzer = shell(&[], r#"echo out; echo err >&2; sleep 1000 & "$0" "$1" sleep"#)
+    let panzer = shell(&[], r#"echo out; echo err >&2; sleep 1000 & "$0" "$1" default sleep"#)
         .arg(example("probe"))
         .arg(scratch.path("out"))
         .start();
@@ -446,7 +446,7 @@ fn a_stop_schedule_lets_a_child_end_by_itself() {
     for (options, status) in [(&["--stop", "TERM/1000/KILL"][..], 143), (&["--stop", "INT/1000/KILL"], 130)] {
         let scratch = Scratch::new();
         let out = scratch.path("out");
-        let panzer = probe(options, &out).arg("sleep").start();
+        let panzer = probe(options, &out).args(["default", "sleep"]).start();
         Report::wait(&out);
         panzer.signal(libc::SIGTERM);
         assert_eq!(panzer.wait_exit().code(), Some(status), "{options:?}");

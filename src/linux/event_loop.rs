@@ -14,9 +14,10 @@ use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 use super::guard::{Guard, GuardSettings};
 use super::listen::OwnPath;
 use super::log::Log;
+use super::processes::{self, Sweep};
 use super::spawn::{Failure, Launcher};
 use super::sys::{self, Pid, Target};
-use super::{processes, terminal};
+use super::terminal;
 use crate::config::VERSION;
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
@@ -147,6 +148,8 @@ pub struct Running {
     paths: Vec<OwnPath>,
     /// The supervisor waits for nothing to be left.
     watching_remaining: bool,
+    /// What remains and was signalled already.
+    sweep: Sweep,
     /// There may be more to reap.
     reap_again: bool,
     /// When panzer's own code is to be taken out of its resident memory.
@@ -177,6 +180,7 @@ impl Running {
             events: VecDeque::new(),
             paths: Vec::new(),
             watching_remaining: false,
+            sweep: Sweep::default(),
             // Children from before the exec may have ended while SIGCHLD told nobody.
             reap_again: true,
             release_at: Some(RELEASE_DELAY),
@@ -516,25 +520,21 @@ impl Running {
         group_left || !matches!(rustix::process::waitid(WaitId::All, options), Err(Errno::CHILD))
     }
 
-    /// Sends a signal to everything that remains: as PID 1 to the whole namespace, else to whatever descends from
-    /// panzer, a whole group at a time where that is possible, so that none of it forks its way past.
+    /// Sends a signal to everything that remains and has not had it: as PID 1 to the whole namespace, else to whatever
+    /// descends from panzer.
     fn signal_remaining(&mut self, signal: Signal) {
         if self.own.number() == 1 {
-            let _ = sys::kill(Target::Namespace, signal);
-            return;
+            return self.sweep.send_to_namespace(signal);
         }
         let Some(all) = processes::all() else {
             // Without /proc the groups are all that is known; a number that a process has now was given away.
             let groups = self.children.iter().filter(|child| !child.reaped || !sys::exists(Target::Process(child.pid)));
-            for group in groups {
-                let _ = sys::kill(Target::Group(group.pid), signal);
-            }
-            return;
+            let groups: Vec<Pid> = groups.map(|child| child.pid).collect();
+            return self.sweep.send_to_groups(signal, &groups);
         };
         let guard = self.guard.as_ref().map(Guard::pid);
-        for target in processes::targets(&all, &processes::descendants(&all, self.own, guard)) {
-            let _ = sys::kill(target, signal);
-        }
+        let remaining = processes::descendants(&all, self.own, guard);
+        self.sweep.send(signal, &all, &remaining);
     }
 
     /// Starts a guard where one is wanted and none is there.

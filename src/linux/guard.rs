@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::log::Log;
-use super::processes::{self, Process};
+use super::processes::{self, Process, Sweep};
 use super::sys::{self, Fork, Pid, Target};
 use crate::error::Status;
 use crate::signals::Signal;
@@ -170,41 +170,33 @@ fn close_all_but(pipe: &OwnedFd) {
 
 /// Runs the schedule on everything that panzer has left.
 fn clear(left: &Left, schedule: &Schedule, log: &mut Log) {
-    let found = left.find();
-    if found.is_empty() {
+    if left.find().is_empty() {
         return;
     }
     let start = Instant::now();
-    let (mut escalation, first) = Escalation::begin(Duration::ZERO, schedule);
-    send_all(&found, first);
-    log.say(Level::Warning, "guard_clearing", &format!("panzer is gone; stopping what it left ({schedule})"));
+    let (mut escalation, mut signal) = Escalation::begin(Duration::ZERO, schedule);
+    let mut sweep = Sweep::default();
     let mut pause = FIRST_LOOK;
+    let mut said = false;
     loop {
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(SLOWEST_LOOK);
         let found = left.find();
         if found.is_empty() {
             return;
         }
+        found.send(signal, &mut sweep);
+        if !said {
+            said = true;
+            log.say(Level::Warning, "guard_clearing", &format!("panzer is gone; stopping what it left ({schedule})"));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(SLOWEST_LOOK);
         match escalation.poll(start.elapsed(), schedule) {
-            Due::Send(signal) => send_all(&found, signal),
-            // Whatever was forked in the meantime gets it too.
-            Due::Nothing if escalation.was_killed() => send_all(&found, Signal::KILL),
             Due::Nothing => {}
+            Due::Send(next) => signal = next,
             Due::Abandon => {
                 let text = "cannot kill what panzer left: the kernel does not let it go; ending all the same";
                 return log.say(Level::Error, "guard_abandoned", text);
             }
-        }
-    }
-}
-
-/// CONT follows, since a stopped process cannot act on anything but KILL.
-fn send_all(targets: &[Target], signal: Signal) {
-    for target in targets {
-        let _ = sys::kill(*target, signal);
-        if signal != Signal::KILL {
-            let _ = sys::kill(*target, Signal::CONT);
         }
     }
 }
@@ -215,12 +207,20 @@ struct Left {
     cookie: String,
 }
 
+/// What there is of it.
+enum Found {
+    /// All processes, and those that panzer has left.
+    Processes(Vec<Process>, Vec<Process>),
+    /// The groups alone, where there is no `/proc`.
+    Groups(Vec<Pid>),
+}
+
 impl Left {
-    /// Every living process that is in one of the groups or carries the cookie. Without `/proc` the groups alone.
-    fn find(&self) -> Vec<Target> {
+    /// Every living process that is in one of the groups or carries the cookie.
+    fn find(&self) -> Found {
         let Some(all) = processes::all() else {
-            let groups = self.groups.iter().copied().map(Target::Group);
-            return groups.filter(|target| sys::exists(*target)).collect();
+            let groups = self.groups.iter().copied();
+            return Found::Groups(groups.filter(|group| sys::exists(Target::Group(*group))).collect());
         };
         let own = Pid::own();
         let is_left = |process: &&Process| {
@@ -228,8 +228,24 @@ impl Left {
                 && process.pid != own
                 && (self.groups.contains(&process.group) || processes::has_variable(process.pid, &self.cookie))
         };
-        let left: Vec<Process> = all.iter().filter(is_left).copied().collect();
-        processes::targets(&all, &left)
+        let left = all.iter().filter(is_left).copied().collect();
+        Found::Processes(all, left)
+    }
+}
+
+impl Found {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Processes(_, left) => left.is_empty(),
+            Self::Groups(groups) => groups.is_empty(),
+        }
+    }
+
+    fn send(&self, signal: Signal, sweep: &mut Sweep) {
+        match self {
+            Self::Processes(all, left) => sweep.send(signal, all, left),
+            Self::Groups(groups) => sweep.send_to_groups(signal, groups),
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! Used only where panzer or its guard clears up; while workers run nothing here is called.
 
+use std::collections::BTreeSet;
 use std::fs;
 
-use super::sys::{Pid, Target};
+use super::sys::{self, Pid, Target};
+use crate::signals::Signal;
 
 /// What `/proc/PID/stat` says (`proc_pid_stat(5)`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,20 +70,72 @@ pub(super) fn descendants(all: &[Process], root: Pid, except: Option<Pid>) -> Ve
     found
 }
 
-/// Whom to signal for all of `chosen`: a group as a whole where all of it was chosen, since nothing can fork its way out
-/// of that; the others one by one.
-pub(super) fn targets(all: &[Process], chosen: &[Process]) -> Vec<Target> {
-    let is_whole = |group: Pid| {
-        all.iter().filter(|process| process.group == group && !process.zombie).all(|process| chosen.contains(process))
-    };
-    let mut targets = Vec::new();
-    for process in chosen.iter().filter(|process| !process.zombie) {
-        let target = if is_whole(process.group) { Target::Group(process.group) } else { Target::Process(process.pid) };
-        if !targets.contains(&target) {
-            targets.push(target);
+/// Signals what is to be cleared, over and over, each process once with each signal: a list of processes is out of date
+/// as soon as it is read, since they fork and change their groups. KILL is sent again each time.
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    signal: Option<Signal>,
+    signalled: BTreeSet<Pid>,
+}
+
+impl Sweep {
+    /// Another signal is another round.
+    fn begin(&mut self, signal: Signal) {
+        if self.signal != Some(signal) {
+            self.signal = Some(signal);
+            self.signalled.clear();
         }
     }
-    targets
+
+    /// Sends `signal` to those of `chosen` that have not had it yet. CONT follows, since a stopped process cannot act on
+    /// anything but KILL.
+    pub(super) fn send(&mut self, signal: Signal, all: &[Process], chosen: &[Process]) {
+        self.begin(signal);
+        if signal == Signal::KILL {
+            // Nothing forks its way out of a group that is killed as a whole.
+            for group in whole_groups(all, chosen) {
+                let _ = sys::kill(Target::Group(group), signal);
+            }
+        }
+        for process in chosen.iter().filter(|process| !process.zombie) {
+            if signal == Signal::KILL {
+                let _ = sys::kill(Target::Process(process.pid), signal);
+            } else if self.signalled.insert(process.pid) {
+                let _ = sys::kill(Target::Process(process.pid), signal);
+                let _ = sys::kill(Target::Process(process.pid), Signal::CONT);
+            }
+        }
+    }
+
+    /// The same for everything that PID 1 may signal. The kernel does that in one go, so that nothing forks past it.
+    pub(super) fn send_to_namespace(&mut self, signal: Signal) {
+        if self.signal != Some(signal) || signal == Signal::KILL {
+            self.begin(signal);
+            let _ = sys::kill(Target::Namespace, signal);
+            if signal != Signal::KILL {
+                let _ = sys::kill(Target::Namespace, Signal::CONT);
+            }
+        }
+    }
+
+    /// The same for whole groups, where no processes can be seen.
+    pub(super) fn send_to_groups(&mut self, signal: Signal, groups: &[Pid]) {
+        self.begin(signal);
+        for group in groups.iter().filter(|group| signal == Signal::KILL || self.signalled.insert(**group)) {
+            let _ = sys::kill(Target::Group(*group), signal);
+            if signal != Signal::KILL {
+                let _ = sys::kill(Target::Group(*group), Signal::CONT);
+            }
+        }
+    }
+}
+
+/// The groups all of whose processes were chosen.
+fn whole_groups(all: &[Process], chosen: &[Process]) -> BTreeSet<Pid> {
+    let others = all.iter().filter(|process| !process.zombie && !chosen.contains(process));
+    let others: BTreeSet<Pid> = others.map(|process| process.group).collect();
+    let groups: BTreeSet<Pid> = chosen.iter().filter(|process| !process.zombie).map(|process| process.group).collect();
+    groups.difference(&others).copied().collect()
 }
 
 /// Whether `pid` was started with `variable` (`NAME=value`) in its environment.
@@ -115,11 +169,10 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_signalled_as_a_whole_only_where_all_of_it_is_meant() {
-        let pid = |number| Pid::from_number(number).unwrap();
+    fn a_group_is_killed_as_a_whole_only_where_all_of_it_is_meant() {
         let all = [process(2, 1, 2, false), process(3, 1, 2, false), process(4, 1, 4, false), process(5, 9, 4, false)];
         let chosen = [all[0], all[1], all[2], process(6, 1, 6, true)];
-        assert_eq!(targets(&all, &chosen), [Target::Group(pid(2)), Target::Process(pid(4))]);
+        assert_eq!(whole_groups(&all, &chosen), BTreeSet::from([Pid::from_number(2).unwrap()]));
     }
 
     #[test]

@@ -9,16 +9,16 @@ use super::report::Report;
 use super::stop::{Due, Escalation, Schedule};
 use crate::signals::Signal;
 
-/// How often KILL is sent again: a process that forks without end may have got past the last one.
-const KILL_AGAIN: Duration = Duration::from_millis(100);
+/// How often the signal is sent again to what has not had it: processes fork and change their groups while it is sent.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The clearing up at the end. The escalation begins when something turns out to remain.
 #[derive(Clone, Debug)]
 pub(super) struct Clearing {
     schedule: Schedule,
     escalation: Option<Escalation>,
-    /// When KILL is due once more.
-    again_at: Option<Duration>,
+    /// What was sent last, and when it is due once more.
+    again: Option<(Signal, Duration)>,
 }
 
 /// What [`Clearing::advance`] came to.
@@ -34,7 +34,7 @@ impl Clearing {
     /// Asks whether anything remains; `linger` is how long that may take after TERM.
     pub(super) fn begin(linger: Duration, effects: &mut Vec<Effect>) -> Self {
         effects.push(Effect::LookForRemaining);
-        Self { schedule: Schedule::term_then_kill(linger), escalation: None, again_at: None }
+        Self { schedule: Schedule::term_then_kill(linger), escalation: None, again: None }
     }
 
     /// Something remains.
@@ -58,9 +58,11 @@ impl Clearing {
         let Some(escalation) = &mut self.escalation else { return Progress::Waiting };
         match escalation.poll(now, &self.schedule) {
             Due::Nothing => {
-                if self.again_at.is_some_and(|at| at <= now) {
-                    self.again_at = Some(now + KILL_AGAIN);
-                    effects.push(Effect::SignalRemaining(Signal::KILL));
+                if let Some((signal, at)) = &mut self.again
+                    && *at <= now
+                {
+                    *at = now + AGAIN;
+                    effects.push(Effect::SignalRemaining(*signal));
                 }
                 Progress::Waiting
             }
@@ -78,7 +80,7 @@ impl Clearing {
     /// When [`Clearing::advance`] has something to do, if ever.
     pub(super) fn deadline(&self) -> Option<Duration> {
         let step = self.escalation.as_ref().and_then(Escalation::deadline);
-        [step, self.again_at].into_iter().flatten().min()
+        [step, self.again.map(|(_, at)| at)].into_iter().flatten().min()
     }
 
     /// Something had to be killed.
@@ -86,14 +88,9 @@ impl Clearing {
         self.escalation.as_ref().is_some_and(Escalation::was_killed)
     }
 
-    /// CONT follows, since a stopped process cannot act on anything but KILL.
     fn push_signal(&mut self, now: Duration, signal: Signal, effects: &mut Vec<Effect>) {
         effects.push(Effect::Report(Report::SignallingRemaining(signal)));
         effects.push(Effect::SignalRemaining(signal));
-        if signal == Signal::KILL {
-            self.again_at = Some(now + KILL_AGAIN);
-        } else {
-            effects.push(Effect::SignalRemaining(Signal::CONT));
-        }
+        self.again = Some((signal, now + AGAIN));
     }
 }

@@ -135,7 +135,7 @@ pub enum Effect {
     Signal(WorkerId, Reach, Signal),
     /// See whether anything that panzer started or adopted remains, and say when nothing does.
     LookForRemaining,
-    /// Send a signal to all that remains.
+    /// Send a signal to all that remains and has not had it yet, KILL to all of it; CONT after any other.
     SignalRemaining(Signal),
     /// Stop panzer itself, so that a shell takes its terminal back; with workers only where there is a terminal.
     Suspend,
