@@ -162,16 +162,14 @@ fn orphans_leave_no_zombie_in_supervise_mode() {
 #[test]
 fn zombies_that_have_piled_up_are_all_reaped() {
     let scratch = Scratch::new();
-    let out = scratch.path("out");
     let Some(panzer) = pid1(&["--"]) else { return };
-    let script = r#"trap 'exec "$0" - orphans=3000 print=made sleep' USR1; : >"$1"; while :; do sleep 0.01; done"#;
-    let panzer = panzer.args(["sh", "-c", script]).arg(example("probe")).arg(&out).start();
-    wait_until("the trap is set", || out.exists());
+    let script = r#"until [ -e "$1" ]; do sleep 0.01; done; exec "$0" - orphans=3000 print=made sleep"#;
+    let panzer = panzer.args(["sh", "-c", script]).arg(example("probe")).arg(scratch.path("go")).start();
     let (own, child) = (panzer.panzer_pid(), panzer.wait_workers(1)[0]);
     // From outside of the namespace it can be held up.
     process::send_signal(own, libc::SIGSTOP);
     wait_state(own, true, "panzer is held up");
-    process::send_signal(child, libc::SIGUSR1);
+    scratch.write("go", "");
     wait_until("all are made", || panzer.stdout().contains("\nmade\n"));
     wait_until("there are three thousand zombies", || process::zombies_of(own).len() >= 3000);
     process::send_signal(own, libc::SIGCONT);

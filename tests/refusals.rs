@@ -208,7 +208,7 @@ fn a_port_that_is_in_use_or_elsewhere_is_refused() {
     }
     // An address for documentation (RFC 5737): no machine's own.
     let elsewhere = "tcp://192.0.2.1:0";
-    marker.refuses(&ALL_WAYS, &["-l", elsewhere], &[elsewhere, "Cannot assign requested address"]);
+    marker.refuses(&ALL_WAYS, &["-l", elsewhere], &[elsewhere]);
 }
 
 #[test]

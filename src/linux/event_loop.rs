@@ -193,10 +193,14 @@ impl Running {
     /// Runs until all is done, and says what to exit with.
     #[must_use]
     pub fn run(mut self) -> Status {
-        self.ensure_guard();
+        if self.prepared.decider.is_supervisor() {
+            self.ensure_guard();
+        }
         let effects = self.prepared.decider.begin(self.now());
         self.perform(effects);
         if !self.prepared.decider.is_supervisor() {
+            // After the child, which is executing its program meanwhile: nobody is to wait longer for it than for tini's.
+            self.ensure_guard();
             self.paths = self.prepared.launcher.release();
             self.close_inherited();
         }
