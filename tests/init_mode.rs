@@ -13,7 +13,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::support::panzer::{Output, Panzer, Running, shell_status};
 use crate::support::report::{Descriptor, Report, recorded};
 use crate::support::scratch::Scratch;
-use crate::support::{example, process, wait_until};
+use crate::support::{example, process, wait_for, wait_until};
 
 /// A shell that waits for two files, those of its arguments 1 and 2.
 const UNTIL_BOTH: &str = r#"until [ -e "$1" ] && [ -e "$2" ]; do sleep 0.01; done"#;
@@ -479,6 +479,7 @@ fn pdeathsig_tells_panzer_of_its_parents_death() {
     let panzer = with_own_parent(&["--pdeathsig", "USR1"], &scratch);
     process::send_signal(panzer.pid(), libc::SIGKILL);
     wait_recorded(&scratch.path("log"), &[libc::SIGUSR1], "the signal comes, and is forwarded");
+    wait_until("there is a guard", || panzer.guard().is_some());
     process::send_signal(panzer.panzer_pid(), libc::SIGKILL);
     wait_until("the guard clears up", || panzer.leftovers().is_empty());
 }
@@ -600,7 +601,7 @@ fn what_panzer_inherits_is_the_childs_alone() {
             && found.iter().all(of_its_own)
             && found.len() <= 6
     });
-    let guard = panzer.guard().expect("there is a guard");
+    let guard = wait_for("there is a guard", || panzer.guard());
     wait_until("the guard has stderr and its pipe only", || {
         fs::read_link(format!("/proc/{guard}/cwd")).is_ok_and(|cwd| cwd == Path::new("/"))
             && matches!(&descriptors(guard)[..], [(2, _), (_, pipe)] if pipe.starts_with("pipe:"))

@@ -37,6 +37,9 @@ const RELEASE_DELAY: Duration = Duration::from_millis(200);
 /// How long to rest where the kernel refuses to wait for events.
 const WAIT_RETRY: Duration = Duration::from_millis(100);
 
+/// How long a command must run in init mode to be given a guard.
+const GUARD_DELAY: Duration = Duration::from_millis(10);
+
 /// How long to wait before another guard is tried, where the kernel gives none.
 const GUARD_RETRY: Duration = Duration::from_secs(5);
 
@@ -138,7 +141,7 @@ pub struct Running {
     epoll: OwnedFd,
     signals: OwnedFd,
     guard: Option<Guard>,
-    guard_retry: Option<Duration>,
+    guard_at: Option<Duration>,
     children: Vec<Child>,
     /// It was said what runs.
     announced: bool,
@@ -174,7 +177,7 @@ impl Running {
             epoll,
             signals,
             guard: None,
-            guard_retry: None,
+            guard_at: None,
             children: Vec::new(),
             announced: false,
             events: VecDeque::new(),
@@ -199,8 +202,9 @@ impl Running {
         let effects = self.prepared.decider.begin(self.now());
         self.perform(effects);
         if !self.prepared.decider.is_supervisor() {
-            // After the child, which is executing its program meanwhile: nobody is to wait longer for it than for tini's.
-            self.ensure_guard();
+            // Not at once: a command that ends right away is not to take longer than with tini. Until then the child has
+            // its parent-death signal.
+            self.guard_at = self.prepared.guard.as_ref().map(|_| self.now() + GUARD_DELAY);
             self.paths = self.prepared.launcher.release();
             self.close_inherited();
         }
@@ -218,6 +222,10 @@ impl Running {
     }
 
     fn finish(self, status: Status) -> Status {
+        // It ends while the rest is put away.
+        if let Some(guard) = &self.guard {
+            guard.dismiss();
+        }
         if let (Some(terminal), Some(child), false) =
             (self.prepared.launcher.terminal, self.children.first(), self.prepared.decider.is_supervisor())
         {
@@ -273,7 +281,7 @@ impl Running {
             self.reap();
         }
         let now = self.now();
-        if self.guard_retry.is_some_and(|at| at <= now) {
+        if self.guard_at.is_some_and(|at| at <= now) {
             self.ensure_guard();
         }
         let is_due = self.prepared.decider.next_deadline().is_some_and(|at| at <= now);
@@ -289,7 +297,7 @@ impl Running {
         if self.reap_again {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
-        let deadlines = [self.prepared.decider.next_deadline(), self.guard_retry, self.release_at];
+        let deadlines = [self.prepared.decider.next_deadline(), self.guard_at, self.release_at];
         let deadline = deadlines.into_iter().flatten().min()?;
         Timespec::try_from(deadline.saturating_sub(self.now())).ok()
     }
@@ -544,7 +552,7 @@ impl Running {
     /// Starts a guard where one is wanted and none is there.
     fn ensure_guard(&mut self) {
         let Some(settings) = &self.prepared.guard else { return };
-        self.guard_retry = None;
+        self.guard_at = None;
         let groups = self.children.iter().map(|child| child.pid);
         let started = Guard::start(settings, groups, &mut self.prepared.log).and_then(|guard| {
             // No event is asked for: an error, which is what a reader's end makes, is always told.
@@ -559,7 +567,7 @@ impl Running {
             }
             Err(error) => {
                 self.complain("start the guard", &error, "trying again in 5s");
-                self.guard_retry = Some(self.now() + GUARD_RETRY);
+                self.guard_at = Some(self.now() + GUARD_RETRY);
             }
         }
     }

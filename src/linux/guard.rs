@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -24,6 +25,9 @@ use crate::supervisor::stop::{Due, Escalation, Schedule};
 /// How often the guard looks whether all is gone: often at first, since most go at once.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const SLOWEST_LOOK: Duration = Duration::from_millis(100);
+
+/// How long after the last message the guard takes its code out of its resident memory.
+const RELEASE_DELAY: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
 /// What the guard needs to know beforehand.
 #[derive(Clone, Debug)]
@@ -127,10 +131,16 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
-    /// panzer is done, or starts another: this one must not see the pipe's end.
-    fn drop(&mut self) {
+impl Guard {
+    /// panzer is done, or starts another: this one must not see the pipe's end. It is reaped when it is dropped.
+    pub(super) fn dismiss(&self) {
         let _ = sys::kill(Target::Process(self.pid), Signal::KILL);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.dismiss();
         sys::reap_hidden(self.pid);
     }
 }
@@ -144,7 +154,11 @@ fn watch(pipe: &OwnedFd, settings: &GuardSettings, log: &mut Log) -> ! {
     close_all_but(pipe);
     let mut groups = BTreeSet::new();
     loop {
-        sys::release_program();
+        // Not at once: panzer may have more to tell, or be done with a short command already.
+        let mut readable = [PollFd::new(pipe, PollFlags::IN)];
+        if poll(&mut readable, Some(&RELEASE_DELAY)) == Ok(0) {
+            sys::release_program();
+        }
         let mut bytes = [0; MESSAGE_LENGTH];
         match rustix::io::read(pipe, &mut bytes) {
             Ok(MESSAGE_LENGTH) => match Message::from_bytes(bytes) {
