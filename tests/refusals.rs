@@ -403,9 +403,16 @@ fn check_says_what_would_run_and_leaves_nothing() {
     assert_eq!((output.status.code(), output.stderr.as_str()), (Some(0), ""), "{output:?}");
     let started = marker.scratch.path("started").display().to_string();
     let directory = marker.scratch.directory().display().to_string();
-    for part in
-        ["would run: touch ", &started, "/touch\n", "3 workers", "QUIT/5/KILL", &port.to_string(), "a.sock", &directory]
-    {
+    for part in [
+        "would run: touch ",
+        &started,
+        "/touch\n",
+        "workers: 3\n",
+        "QUIT/5/KILL",
+        &port.to_string(),
+        "a.sock",
+        &directory,
+    ] {
         assert!(output.stdout.contains(part), "no {part:?} in {}", output.stdout);
     }
     marker.assert_not_started("--check");

@@ -1059,6 +1059,41 @@ fn auto_is_one_worker_on_one_cpu() {
     running.ends_with(libc::SIGTERM, 0);
 }
 
+/// A control group that is removed again.
+struct ControlGroup(PathBuf);
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        // It cannot be removed before the last process in it was reaped.
+        wait_until("the control group is empty", || fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+#[test]
+fn auto_is_cut_by_a_quota_of_cpu_time() {
+    // Version 1 has its own mount for CPU time, version 2 one for all.
+    let version1 = Path::new("/sys/fs/cgroup/cpu");
+    let version2 = Path::new("/sys/fs/cgroup");
+    let (root, quota, value) = if version1.join("cpu.cfs_quota_us").exists() {
+        (version1, "cpu.cfs_quota_us", "50000")
+    } else {
+        (version2, "cpu.max", "50000 100000")
+    };
+    let group = root.join(format!("panzer-test-{}", std::process::id()));
+    if fs::create_dir(&group).is_err() {
+        return left_out("no control group can be made here");
+    }
+    let group = ControlGroup(group);
+    if fs::write(group.0.join(quota), value).is_err() {
+        return left_out("there is no quota for control groups here");
+    }
+    // Half a CPU is one worker, however many CPUs there are.
+    let join = format!("echo $$ >{}/cgroup.procs", group.0.display());
+    let output = panzer("-n auto --check", &["true"]).wrapper(through_shell(&join)).run();
+    assert!(output.stdout.contains("workers: 1 (auto)"), "{output:?}");
+    assert_eq!(shell_status(output.status), 0);
+}
+
 // Lines on stderr
 
 /// The members of a flat JSON object: text and numbers alone.

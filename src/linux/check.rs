@@ -21,9 +21,8 @@ pub fn check(config: &Config) -> Result<String, Error> {
     let _ = writeln!(out, "  program: {}", checked.program.display());
     match config.workers {
         None => out.push_str("  as: one child (init mode)\n"),
-        Some(Workers::Count(1)) => out.push_str("  as: 1 worker\n"),
-        Some(Workers::Count(count)) => drop(writeln!(out, "  as: {count} workers")),
-        Some(Workers::Auto) => drop(writeln!(out, "  as: {} workers (auto)", cpus::usable())),
+        Some(Workers::Count(count)) => drop(writeln!(out, "  workers: {count}")),
+        Some(Workers::Auto) => drop(writeln!(out, "  workers: {} (auto)", cpus::usable())),
     }
     let directory = config.dir.clone().or_else(|| std::env::current_dir().ok()).unwrap_or_default();
     let _ = writeln!(out, "  in: {}", directory.display());

@@ -11,6 +11,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
+use super::decider::Decider;
 use super::guard::{Guard, GuardSettings};
 use super::listen::OwnPath;
 use super::log::Log;
@@ -21,9 +22,8 @@ use super::terminal;
 use crate::config::VERSION;
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
-use crate::supervisor::init::Init;
 use crate::supervisor::report::{Level, Report};
-use crate::supervisor::{Effect, End, Event, NotRun, Reach, Supervisor, WorkerId};
+use crate::supervisor::{Effect, End, Event, NotRun, Reach, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
@@ -72,41 +72,6 @@ impl Token {
         match data.u64() {
             0 => Self::Signals,
             number => i32::try_from(number).ok().and_then(Pid::from_number).map_or(Self::Guard, Self::Child),
-        }
-    }
-}
-
-/// Who decides.
-pub(super) enum Decider {
-    /// One child.
-    Init(Init),
-    /// N workers.
-    Supervise(Supervisor),
-}
-
-impl Decider {
-    fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
-        match self {
-            Self::Init(init) => init.handle(now, event),
-            Self::Supervise(supervisor) => supervisor.handle(now, event),
-        }
-    }
-
-    fn is_supervisor(&self) -> bool {
-        matches!(self, Self::Supervise(_))
-    }
-
-    fn begin(&mut self, now: Duration) -> Vec<Effect> {
-        match self {
-            Self::Init(init) => init.begin(),
-            Self::Supervise(supervisor) => supervisor.handle(now, Event::Time),
-        }
-    }
-
-    fn next_deadline(&self) -> Option<Duration> {
-        match self {
-            Self::Init(init) => init.next_deadline(),
-            Self::Supervise(supervisor) => supervisor.next_deadline(),
         }
     }
 }

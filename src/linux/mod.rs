@@ -3,7 +3,7 @@
 //! Must never decide: how long to wait, whom to stop and when to give up stands in `supervisor`.
 //!
 //! - `prepare`, `check`: from what was asked for to something that runs, or to a description of it
-//! - `event_loop`: waits, tells the supervisor, does what it asks for
+//! - `event_loop`, `decider`: waits, tells the supervisor, does what it asks for
 //! - `spawn`, `environment`: a worker's start, and the variables that it sees
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
 //! - `listen`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
@@ -12,6 +12,7 @@
 
 mod check;
 mod cpus;
+mod decider;
 mod env_dir;
 mod environment;
 mod event_loop;

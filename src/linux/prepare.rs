@@ -9,8 +9,9 @@ use std::time::SystemTime;
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::decider::Decider;
 use super::environment::{self, EnvironmentSource};
-use super::event_loop::{Decider, Prepared, Running};
+use super::event_loop::{Prepared, Running};
 use super::guard::GuardSettings;
 use super::listen::{self, FIRST_DESCRIPTOR, Listener};
 use super::spawn::{DeathPipe, Launcher, above_handed_down, candidates};
