@@ -13,6 +13,7 @@ use std::process::Command;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::refusals::IN_USE;
 use crate::support::load::{self, Addr, Failure, Load, LoadOptions, Mode};
 use crate::support::panzer::{Running, binary, shell_status};
 use crate::support::report::Report;
@@ -221,7 +222,8 @@ fn udp_and_tcp_on_one_port_are_two_listeners_with_two_names() {
         let running = panzer(&options, &probe(&text(&report), &["sleep"])).start();
         wait_until("the worker reports, or the port was taken", || report.exists() || running.try_exit().is_some());
         if running.try_exit().is_some() {
-            assert!(running.stderr().contains("in use"), "{}", running.stderr());
+            let stderr = running.stderr();
+            assert!(IN_USE.split(" | ").any(|words| stderr.contains(words)), "{stderr}");
             continue;
         }
         let given = Report::read(&report).unwrap();

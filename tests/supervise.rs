@@ -987,6 +987,11 @@ fn a_worker_is_replaced_once_there_are_descriptors_again() {
     process::send_signal(before[&1], libc::SIGKILL);
     // The words differ between C libraries: "Too many open files", "No file descriptors available".
     running.wait_lines("cannot start worker 1: ", 3);
+    let stderr = running.stderr();
+    for line in stderr.lines().filter(|line| line.contains("cannot start worker 1: ")) {
+        let cause = ["Too many open files", "No file descriptors available"].iter().any(|words| line.contains(words));
+        assert!(cause && line.contains("; trying again in "), "{line}");
+    }
     assert_eq!(running.slots(), BTreeMap::from([(0, before[&0])]));
     command(&["prlimit", "--pid", &pid, &format!("--nofile={old}:")]);
     let next = running.wait_replaced(1, before[&1]);
