@@ -13,7 +13,7 @@ use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
 use crate::supervisor::restart::{Backoff, Restart};
 use crate::supervisor::stop::Schedule;
-use crate::supervisor::worker::Ready;
+use crate::supervisor::worker::{Ready, STANDARD_DELAY};
 
 /// `0.1.0`
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -72,6 +72,26 @@ pub struct ListenEnv {
     pub explicit: bool,
 }
 
+/// Whether workers share the ports that they bind by themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SharePorts {
+    /// Where the kernel lets panzer see to it.
+    Auto,
+    /// Always; it is an error where the kernel does not.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How workers share the connections of a listener.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Balance {
+    /// One queue, from which each takes when it has time.
+    Shared,
+    /// A queue for each slot, to which the kernel deals them out.
+    PerWorker,
+}
+
 /// How lines on stderr look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogFormat {
@@ -111,6 +131,10 @@ pub struct Config {
     pub listen_env: ListenEnv,
     /// Length of their queues.
     pub backlog: u32,
+    /// Whether workers share the ports that they bind.
+    pub share_ports: SharePorts,
+    /// How they share a listener's connections.
+    pub balance: Balance,
     /// When a worker is ready.
     pub ready: Ready,
     /// Whether an ended worker is started again.
@@ -158,7 +182,9 @@ impl Default for Config {
             listen: Vec::new(),
             listen_env: ListenEnv { systemd: true, server_starter: true, einhorn: false, explicit: false },
             backlog: 4096,
-            ready: Ready::Delay(Duration::from_secs(1)),
+            share_ports: SharePorts::Auto,
+            balance: Balance::Shared,
+            ready: Ready::BindOrDelay(STANDARD_DELAY),
             restart: Restart::Always,
             backoff: Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) },
             crash_limit: 5,

@@ -8,12 +8,17 @@
     reason = "a test fails by panicking"
 )]
 
+mod balance;
 mod documents;
 mod init_mode;
 mod listeners;
 mod orphans;
 mod pid1;
 mod refusals;
+mod servers;
+mod share_lives;
+mod share_ports;
+mod share_unix;
 mod stress;
 mod structure;
 mod supervise;

@@ -114,7 +114,7 @@ fn a_bad_option_is_named_with_its_value_and_the_cause() {
         (&["--restart", "sometimes"], &["--restart sometimes", "none of always, on-failure and never"]),
         (&["--backoff", "1s"], &["--backoff 1s", "MIN:MAX"]),
         (&["--backoff", "2s:1s"], &["--backoff 2s:1s", "MIN is longer than MAX"]),
-        (&["--ready", "soon"], &["--ready soon", "\"soon\" is neither exec nor delay:T"]),
+        (&["--ready", "soon"], &["--ready soon", "\"soon\" is none of exec, delay:T and bind"]),
         (&["--ready", "delay:x"], &["--ready delay:x", "\"x\" is not a duration"]),
         (&["--fatal-exit", "x"], &["--fatal-exit x", "exit status"]),
     ] {

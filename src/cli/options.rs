@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use super::values::{self, Read};
-use crate::config::{Config, LogFormat, Show, Workers};
+use crate::config::{Balance, Config, LogFormat, SharePorts, Show, Workers};
 use crate::signals::Signal;
 use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
@@ -182,6 +182,39 @@ pub static OPTIONS: &[Opt] = &[
         default: "4096",
     },
     Opt {
+        group: SOCKETS,
+        short: None,
+        long: "share-ports",
+        takes: Takes::One("WHEN", |config, value| {
+            config.share_ports = match text(value)? {
+                "auto" => SharePorts::Auto,
+                "on" => SharePorts::On,
+                "off" => SharePorts::Off,
+                other => return Err(format!("\"{other}\" is none of auto, on and off")),
+            };
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "workers that bind the same port or path share a listener; auto goes on where the kernel refuses, on does not, off never shares",
+        default: "auto",
+    },
+    Opt {
+        group: SOCKETS,
+        short: None,
+        long: "balance",
+        takes: Takes::One("HOW", |config, value| {
+            config.balance = match text(value)? {
+                "shared" => Balance::Shared,
+                "per-worker" => Balance::PerWorker,
+                other => return Err(format!("\"{other}\" is neither shared nor per-worker")),
+            };
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "how workers share connections; shared is one queue for all, per-worker a queue for each, with even shares",
+        default: "shared",
+    },
+    Opt {
         group: LIFECYCLE,
         short: None,
         long: "ready",
@@ -190,8 +223,8 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "when a worker counts as ready; exec (its program runs) or delay:T (it has run for so long)",
-        default: "delay:1s",
+        summary: "when a worker counts as ready; exec (its program runs), delay:T (it has run for so long) or bind (it listens on a shared port)",
+        default: "bind where a port is shared, else delay:1s",
     },
     Opt {
         group: LIFECYCLE,
@@ -394,7 +427,8 @@ fn ready(text: &str) -> Read<Ready> {
     match text.strip_prefix("delay:") {
         Some(delay) => Ok(Ready::Delay(values::duration(delay)?)),
         None if text == "exec" => Ok(Ready::Exec),
-        None => Err(format!("\"{text}\" is neither exec nor delay:T")),
+        None if text == "bind" => Ok(Ready::Bind),
+        None => Err(format!("\"{text}\" is none of exec, delay:T and bind")),
     }
 }
 

@@ -15,8 +15,9 @@ use super::decider::Decider;
 use super::guard::{Guard, GuardSettings};
 use super::listen::OwnPath;
 use super::log::Log;
+use super::ports::Ports;
 use super::processes::{self, Sweep};
-use super::spawn::{Failure, Launcher};
+use super::spawn::{Failure, Launcher, News};
 use super::sys::{self, Pid, Target};
 use super::terminal;
 use crate::config::VERSION;
@@ -55,6 +56,8 @@ enum Token {
     Signals,
     /// The guard is gone.
     Guard,
+    /// Workers bind something, or something else has happened around shared ports.
+    Ports,
     /// A child has executed its program, or says why not.
     Child(Pid),
 }
@@ -64,6 +67,7 @@ impl Token {
         epoll::EventData::new_u64(match self {
             Self::Signals => 0,
             Self::Guard => u64::MAX,
+            Self::Ports => u64::MAX - 1,
             Self::Child(pid) => pid.number().unsigned_abs().into(),
         })
     }
@@ -71,6 +75,7 @@ impl Token {
     fn from_data(data: epoll::EventData) -> Self {
         match data.u64() {
             0 => Self::Signals,
+            number if number == u64::MAX - 1 => Self::Ports,
             number => i32::try_from(number).ok().and_then(Pid::from_number).map_or(Self::Guard, Self::Child),
         }
     }
@@ -84,6 +89,8 @@ pub(super) struct Prepared {
     pub(super) launcher: Launcher,
     /// For the guard; `None` as PID 1, where none is needed.
     pub(super) guard: Option<GuardSettings>,
+    /// What workers share, in supervise mode.
+    pub(super) ports: Option<Ports>,
     /// The lines on stderr.
     pub(super) log: Log,
 }
@@ -93,7 +100,7 @@ struct Child {
     worker: WorkerId,
     pid: Pid,
     /// Open until the program is executed.
-    pipe: Option<OwnedFd>,
+    channel: Option<OwnedFd>,
     /// What went wrong before that; told when the child is reaped, which follows at once.
     failure: Option<Failure>,
     /// The main process was reaped; its number now stands for the group only.
@@ -133,6 +140,9 @@ impl Running {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let signals = sys::signal_descriptor()?;
         epoll::add(&epoll, &signals, Token::Signals.to_data(), epoll::EventFlags::IN)?;
+        if let Some(ports) = &prepared.ports {
+            epoll::add(&epoll, ports.descriptor(), Token::Ports.to_data(), epoll::EventFlags::IN)?;
+        }
         // panzer must not pin the mount that it was started from, unless the worker can reach it in no other way.
         if prepared.launcher.start_directory.is_some() {
             rustix::process::chdir(c"/")?;
@@ -238,7 +248,8 @@ impl Running {
             match Token::from_data(event.data) {
                 Token::Signals => signalled = true,
                 Token::Guard => self.guard_died(),
-                Token::Child(pid) => self.pipe_ready(pid),
+                Token::Ports => self.handle_ports(),
+                Token::Child(pid) => self.channel_ready(pid),
             }
         }
         if signalled {
@@ -248,6 +259,10 @@ impl Running {
         let now = self.now();
         if self.guard_at.is_some_and(|at| at <= now) {
             self.ensure_guard();
+        }
+        let Prepared { ports, log, .. } = &mut self.prepared;
+        if let Some(ports) = ports.as_mut().filter(|ports| ports.next_deadline().is_some_and(|at| at <= now)) {
+            ports.clear(now, log);
         }
         let is_due = self.prepared.decider.next_deadline().is_some_and(|at| at <= now);
         if is_due {
@@ -262,7 +277,8 @@ impl Running {
         if self.reap_again {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
-        let deadlines = [self.prepared.decider.next_deadline(), self.guard_at, self.release_at];
+        let ports = self.prepared.ports.as_ref().and_then(Ports::next_deadline);
+        let deadlines = [self.prepared.decider.next_deadline(), self.guard_at, self.release_at, ports];
         let deadline = deadlines.into_iter().flatten().min()?;
         Timespec::try_from(deadline.saturating_sub(self.now())).ok()
     }
@@ -276,8 +292,20 @@ impl Running {
             }
             self.forget_the_gone();
             if self.events.is_empty() {
-                return;
+                break;
             }
+        }
+        let (Prepared { ports, decider, log, .. }, now) = (&mut self.prepared, self.start.elapsed());
+        if let (Some(ports), Decider::Supervise(supervisor)) = (ports, &*decider) {
+            ports.rotate(supervisor.queues(now), log);
+        }
+    }
+
+    /// Answers what workers ask of their ports.
+    fn handle_ports(&mut self) {
+        let (now, Prepared { ports, log, .. }) = (self.start.elapsed(), &mut self.prepared);
+        if let Some(ports) = ports {
+            self.events.extend(ports.handle(now, log));
         }
     }
 
@@ -357,8 +385,8 @@ impl Running {
             }
         };
         let pid = spawned.pid;
-        let added = epoll::add(&self.epoll, &spawned.pipe, Token::Child(pid).to_data(), epoll::EventFlags::IN);
-        self.children.push(Child { worker, pid, pipe: Some(spawned.pipe), failure: None, reaped: false });
+        let added = epoll::add(&self.epoll, &spawned.channel, Token::Child(pid).to_data(), epoll::EventFlags::IN);
+        self.children.push(Child { worker, pid, channel: Some(spawned.channel), failure: None, reaped: false });
         // Another guard is told of all children there are, so of this one too.
         if let Some(guard) = &self.guard
             && guard.add(pid).is_err()
@@ -376,20 +404,39 @@ impl Running {
         self.children.iter_mut().find(|child| child.pid == pid && !child.reaped)
     }
 
-    /// A worker's program was executed, or the child says why not.
-    fn pipe_ready(&mut self, pid: Pid) {
+    /// A worker's start has news, up to its program's execution or what kept it from that.
+    fn channel_ready(&mut self, pid: Pid) {
+        let now = self.now();
         let Self { children, prepared, events, epoll, .. } = self;
+        let Prepared { launcher, ports, log, .. } = prepared;
         let Some(child) = children.iter_mut().find(|child| child.pid == pid && !child.reaped) else { return };
-        let Some(pipe) = child.pipe.take() else { return };
-        let Some(outcome) = prepared.launcher.read_pipe(&pipe) else {
-            child.pipe = Some(pipe);
-            return;
-        };
-        // Closing is not enough: a child that has not executed yet holds a copy, and epoll would go on telling of it.
-        let _ = epoll::delete(&*epoll, &pipe);
-        match outcome {
-            Ok(()) => events.push_back(Event::Executed(child.worker)),
-            Err(failure) => child.failure = Some(failure),
+        while let Some(channel) = child.channel.take() {
+            match launcher.read_channel(&channel) {
+                None => {
+                    child.channel = Some(channel);
+                    return;
+                }
+                Some(News::Filter(filter)) => {
+                    child.channel = Some(channel);
+                    if let Some(ports) = ports {
+                        ports.add(now, child.worker, filter, log);
+                    }
+                    continue;
+                }
+                Some(News::NoFilter(why)) => {
+                    child.channel = Some(channel);
+                    // One line for all of them.
+                    if launcher.filter.take().is_some() {
+                        log.say(Level::Warning, "ports_not_shared", &format!("cannot share ports: {why}"));
+                        events.push_back(Event::NothingShared);
+                    }
+                    continue;
+                }
+                Some(News::Executed) => events.push_back(Event::Executed(child.worker)),
+                Some(News::Failed(failure)) => child.failure = Some(failure),
+            }
+            // Closing is not enough: a child that has not executed yet holds a copy, and epoll would go on telling of it.
+            let _ = epoll::delete(&*epoll, &channel);
         }
     }
 
@@ -443,7 +490,7 @@ impl Running {
         }
         let Some(end) = end_of(status) else { return };
         // What its start said comes before its end.
-        self.pipe_ready(pid);
+        self.channel_ready(pid);
         let group_left = sys::exists(Target::Group(pid));
         let Some(child) = self.child(pid) else { return };
         child.reaped = true;
@@ -549,7 +596,7 @@ impl Running {
 
     /// After the only start in init mode: what panzer was given is now the child's alone.
     fn close_inherited(&self) {
-        let pipes = self.children.iter().filter_map(|child| child.pipe.as_ref()).map(AsRawFd::as_raw_fd);
+        let pipes = self.children.iter().filter_map(|child| child.channel.as_ref()).map(AsRawFd::as_raw_fd);
         let guard = self.guard.as_ref().map(|guard| guard.descriptor().as_raw_fd());
         let own = [self.epoll.as_fd().as_raw_fd(), self.signals.as_raw_fd()];
         let mut kept: Vec<i32> = own.into_iter().chain(pipes).chain(guard).collect();

@@ -9,6 +9,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -31,8 +32,9 @@ const DIRECTORY_LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// A socket that workers inherit.
 #[derive(Debug)]
 pub(super) struct Listener {
-    /// The socket. Its number is above those that workers see, so that giving out the numbers overwrites none.
-    pub(super) socket: OwnedFd,
+    /// The socket, or one for each slot. Their numbers are above those that workers see, so that giving out the numbers
+    /// overwrites none.
+    pub(super) sockets: Vec<Rc<OwnedFd>>,
     /// Its name in `LISTEN_FDNAMES`.
     pub(super) name: String,
     /// Its key in `SERVER_STARTER_PORT`; an abstract name has none.
@@ -49,6 +51,13 @@ pub(super) struct OwnPath {
     path: PathBuf,
     device: u64,
     inode: u64,
+}
+
+impl Listener {
+    /// The socket that a slot gets.
+    pub(super) fn socket_of(&self, slot: u32) -> Option<&Rc<OwnedFd>> {
+        usize::try_from(slot).ok().and_then(|slot| self.sockets.get(slot)).or_else(|| self.sockets.first())
+    }
 }
 
 impl Drop for OwnPath {
@@ -75,48 +84,50 @@ pub(super) fn inherit() -> Vec<Listener> {
         let socket = sys::adopt(number)?;
         let name = names.next().filter(|name| !name.is_empty()).unwrap_or("unknown").to_owned();
         let (key, shown) = describe(&socket, "inherited");
-        Some(Listener { socket, name, key, shown, path: None })
+        Some(Listener { sockets: vec![Rc::new(socket)], name, key, shown, path: None })
     });
     taken.collect()
 }
 
-/// Binds what `--listen` asks for.
+/// Binds what `--listen` asks for: a port so many times over, each with a queue of its own.
 ///
 /// # Errors
 /// Names the address as typed and why it cannot be bound.
-pub(super) fn open(wanted: &Listen, backlog: u32) -> Result<Listener, Error> {
+pub(super) fn open(wanted: &Listen, backlog: u32, queues: u32) -> Result<Listener, Error> {
     let refuse = |error: Errno| Error::new(format!("listen on {}", wanted.typed), bind_cause(wanted, error));
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
-    let (socket, path) = match &wanted.address {
+    let (sockets, path) = match &wanted.address {
         Address::Tcp(address) => {
-            let socket = internet(wanted, *address, SocketType::STREAM).map_err(refuse)?;
-            listen(&socket, backlog).map_err(refuse)?;
-            (socket, None)
+            let sockets = internet(wanted, *address, SocketType::STREAM, queues).map_err(refuse)?;
+            sockets.iter().try_for_each(|socket| listen(socket, backlog)).map_err(refuse)?;
+            (sockets, None)
         }
-        Address::Udp(address) => (internet(wanted, *address, SocketType::DGRAM).map_err(refuse)?, None),
+        Address::Udp(address) => (internet(wanted, *address, SocketType::DGRAM, queues).map_err(refuse)?, None),
         Address::Unix(path) => {
             let (socket, path) = unix(path, wanted.mode, backlog)
                 .map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))?;
-            (socket, Some(path))
+            (vec![socket], Some(path))
         }
         Address::Abstract(name) => {
             let socket = stream(AddressFamily::UNIX).map_err(refuse)?;
             let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(refuse)?;
             bind(&socket, &address).map_err(refuse)?;
             listen(&socket, backlog).map_err(refuse)?;
-            (socket, None)
+            (vec![socket], None)
         }
     };
     // O_NONBLOCK lives in the open file description, which all workers share: it is set only where asked for.
     if wanted.nonblock {
-        rustix::fs::fcntl_setfl(&socket, OFlags::NONBLOCK).map_err(refuse)?;
+        sockets.iter().try_for_each(|one| rustix::fs::fcntl_setfl(one, OFlags::NONBLOCK)).map_err(refuse)?;
     }
-    let (key, shown) = describe(&socket, &wanted.typed);
+    let described = sockets.first().map(|socket| describe(socket, &wanted.typed));
+    let (key, shown) = described.unwrap_or_else(|| (None, wanted.typed.clone()));
     let key = match (wanted.port_only, key.as_deref().and_then(|key| key.rsplit_once(':'))) {
         (true, Some((_, port))) => Some(port.to_owned()),
         _ => key,
     };
-    Ok(Listener { socket, name: wanted.name.clone(), key, shown, path })
+    let sockets = sockets.into_iter().map(Rc::new).collect();
+    Ok(Listener { sockets, name: wanted.name.clone(), key, shown, path })
 }
 
 /// Moves the sockets to numbers above those at which workers see them.
@@ -125,9 +136,11 @@ pub(super) fn open(wanted: &Listen, backlog: u32) -> Result<Listener, Error> {
 /// There are more listeners than descriptors.
 pub(super) fn raise(listeners: Vec<Listener>, lowest: RawFd) -> Result<Vec<Listener>, Error> {
     let raise_one = |listener: Listener| {
-        let socket = rustix::io::fcntl_dupfd_cloexec(&listener.socket, lowest)
+        let raised = listener.sockets.iter().map(|socket| rustix::io::fcntl_dupfd_cloexec(socket, lowest).map(Rc::new));
+        let sockets = raised
+            .collect::<Result<_, _>>()
             .map_err(|error| Error::new(format!("listen on {}", listener.shown), cause(&error.into())))?;
-        Ok(Listener { socket, ..listener })
+        Ok(Listener { sockets, ..listener })
     };
     listeners.into_iter().map(raise_one).collect()
 }
@@ -136,7 +149,24 @@ fn stream(family: AddressFamily) -> Result<OwnedFd, Errno> {
     socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
 }
 
-fn internet(wanted: &Listen, address: SocketAddr, kind: SocketType) -> Result<OwnedFd, Errno> {
+fn internet(wanted: &Listen, mut address: SocketAddr, kind: SocketType, queues: u32) -> Result<Vec<OwnedFd>, Errno> {
+    // Sockets of a group bind beside those of another panzer of the same user; this one does not.
+    if queues > 1 {
+        drop(one_of(wanted, address, kind, false)?);
+    }
+    let mut sockets = Vec::new();
+    for _ in 0..queues {
+        let socket = one_of(wanted, address, kind, queues > 1)?;
+        // The kernel has chosen a port for the first one; the others are to have the same.
+        if address.port() == 0 {
+            address = SocketAddr::try_from(getsockname(&socket)?)?;
+        }
+        sockets.push(socket);
+    }
+    Ok(sockets)
+}
+
+fn one_of(wanted: &Listen, address: SocketAddr, kind: SocketType, is_of_group: bool) -> Result<OwnedFd, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
     if address.is_ipv6() {
@@ -146,6 +176,9 @@ fn internet(wanted: &Listen, address: SocketAddr, kind: SocketType) -> Result<Ow
         sockopt::set_socket_reuseaddr(&socket, true)?;
         // Accepted sockets inherit it. Servers that take over a listener often forget it: 40 ms a request.
         sockopt::set_tcp_nodelay(&socket, true)?;
+    }
+    if is_of_group {
+        sockopt::set_socket_reuseport(&socket, true)?;
     }
     bind(&socket, &address)?;
     Ok(socket)
@@ -264,7 +297,7 @@ pub(super) fn server_starter_port(listeners: &[Listener]) -> String {
 /// # Errors
 /// As [`open`].
 pub(super) fn try_to_open(wanted: &Listen) -> Result<Option<Listener>, Error> {
-    let Address::Unix(path) = &wanted.address else { return open(wanted, 1).map(Some) };
+    let Address::Unix(path) = &wanted.address else { return open(wanted, 1, 1).map(Some) };
     let directory = path.parent().unwrap_or(Path::new("/"));
     let may_write = rustix::fs::access(directory, rustix::fs::Access::WRITE_OK)
         .map_err(|error| format!("{}: {}", directory.display(), cause(&error.into())));

@@ -6,6 +6,7 @@
 //! - `event_loop`, `decider`: waits, tells the supervisor, does what it asks for
 //! - `spawn`, `environment`: a worker's start, and the variables that it sees
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
+//! - `ports`: what workers bind by themselves
 //! - `listen`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
 //! - `log`: the lines on stderr
 //! - `sys`: the calls that need `unsafe`
@@ -19,6 +20,7 @@ mod event_loop;
 mod guard;
 mod listen;
 mod log;
+mod ports;
 mod prepare;
 mod processes;
 mod spawn;

@@ -14,16 +14,18 @@ use super::environment::{self, EnvironmentSource};
 use super::event_loop::{Prepared, Running};
 use super::guard::GuardSettings;
 use super::listen::{self, FIRST_DESCRIPTOR, Listener};
-use super::spawn::{DeathPipe, Launcher, above_handed_down, candidates};
+use super::ports::{self, PortSettings, Ports};
+use super::spawn::{DeathPipe, Launcher, PortFilter, above_handed_down, candidates};
 use super::sys::{self, StringList};
 use super::users::{self, Credentials};
-use super::{cpus, env_dir, log::Log, terminal};
-use crate::config::{Config, Workers};
+use super::{cpus, env_dir, log::Log, processes, terminal};
+use crate::config::{Balance, Config, SharePorts, Workers};
 use crate::error::{Error, Status, Typed, cause};
 use crate::signals::Signal;
 use crate::supervisor::actions::Actions;
 use crate::supervisor::report::Level;
 use crate::supervisor::stop::Schedule;
+use crate::supervisor::worker::Ready;
 use crate::supervisor::{self, Supervisor, init, init::Init};
 
 /// How the name of the variable begins by which the guard knows what panzer started.
@@ -104,19 +106,25 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
         sys::close_range(kept, i32::MAX);
     }
     let checked = check_command(config)?;
-    let listeners = open_listeners(config, inherited)?;
-    let is_first = rustix::process::getpid().is_init();
-    if !is_first {
-        become_subreaper(&mut log);
-    }
     let workers = config.workers.map(|workers| match workers {
         Workers::Auto => cpus::usable(),
         Workers::Count(count) => count,
     });
-    let decider = decider(config, workers);
+    let queues = match config.balance {
+        Balance::Shared => 1,
+        Balance::PerWorker => workers.unwrap_or(1),
+    };
+    let listeners = open_listeners(config, inherited, queues)?;
+    let is_first = rustix::process::getpid().is_init();
+    if !is_first {
+        become_subreaper(&mut log);
+    }
+    let filter = workers.map(|_| port_filter(config, &mut log)).transpose()?.flatten();
+    let decider = decider(config, workers, filter.is_some())?;
     let guard = if is_first || !sys::children_share_namespace() { None } else { Some(guard_settings(config)) };
-    let launcher = launcher(config, workers, listeners, checked, guard.as_ref())?;
-    Running::new(Prepared { decider, launcher, guard, log })
+    let ports = workers.map(|_| ports(config, queues, &listeners, filter.is_some())).transpose()?;
+    let launcher = Launcher { filter, ..launcher(config, workers, listeners, checked, guard.as_ref())? };
+    Running::new(Prepared { decider, launcher, guard, ports, log })
         .map_err(|error| Error::new("watch for events", cause(&error)))
 }
 
@@ -132,20 +140,53 @@ fn system(action: &str, error: Errno) -> Error {
     Error::new(action, cause(&error.into()))
 }
 
-fn open_listeners(config: &Config, mut listeners: Vec<Listener>) -> Result<Vec<Listener>, Error> {
+/// What workers share: what `--listen` names, and with `--share-ports` what they bind by themselves.
+fn ports(config: &Config, queues: u32, listeners: &[Listener], is_shared: bool) -> Result<Ports, Error> {
+    let settings = PortSettings { backlog: config.backlog, queues, takes_sockets: ports::can_take_sockets() };
+    let mut ports = Ports::new(settings, listeners).map_err(|error| system("watch for events", error))?;
+    if is_shared {
+        ports.keep_names();
+    }
+    Ok(ports)
+}
+
+/// What sends to panzer what workers bind; `None`: they bind for themselves.
+fn port_filter(config: &Config, log: &mut Log) -> Result<Option<PortFilter>, Error> {
+    let required = match config.share_ports {
+        SharePorts::Auto => false,
+        SharePorts::On => true,
+        SharePorts::Off => return Ok(None),
+    };
+    // The kernel names a caller by its number, and only /proc tells more of it.
+    if !processes::are_visible() {
+        let why = ports::with_advice("/proc is not mounted, or is not that of this PID namespace");
+        if required {
+            return Err(Error::new("share ports", why));
+        }
+        log.say(Level::Warning, "ports_not_shared", &format!("cannot share ports: {why}"));
+        return Ok(None);
+    }
+    Ok(Some(PortFilter { program: ports::program(!ports::can_take_sockets()), required }))
+}
+
+fn open_listeners(config: &Config, mut listeners: Vec<Listener>, queues: u32) -> Result<Vec<Listener>, Error> {
     let lowest = above_handed_down(listeners.len() + config.listen.len());
     for wanted in &config.listen {
-        listeners.push(listen::open(wanted, config.backlog)?);
+        listeners.push(listen::open(wanted, config.backlog, queues)?);
     }
     listen::raise(listeners, lowest)
 }
 
-fn decider(config: &Config, workers: Option<u32>) -> Decider {
+fn decider(config: &Config, workers: Option<u32>, are_ports_shared: bool) -> Result<Decider, Error> {
     let mut actions = if workers.is_some() { Actions::supervise() } else { Actions::init(config.stop.is_some()) };
     for (signal, action) in &config.on {
         actions.set(*signal, *action);
     }
-    match workers {
+    if workers.is_some() && config.share_ports == SharePorts::Off && config.ready == Ready::Bind {
+        return Err(Error::new("use --ready bind", "nobody sees a bind with --share-ports off"));
+    }
+    let ready = if are_ports_shared { config.ready } else { config.ready.without_sharing() };
+    Ok(match workers {
         None => Decider::Init(Init::new(init::Settings {
             actions,
             stop: Schedule::or_standard(config.stop.as_ref()),
@@ -156,7 +197,7 @@ fn decider(config: &Config, workers: Option<u32>) -> Decider {
         Some(workers) => {
             let settings = supervisor::Settings {
                 workers,
-                ready: config.ready,
+                ready,
                 restart: config.restart,
                 backoff: config.backoff,
                 crash_limit: config.crash_limit,
@@ -170,7 +211,7 @@ fn decider(config: &Config, workers: Option<u32>) -> Decider {
             };
             Decider::Supervise(Supervisor::new(settings, std::time::Duration::ZERO))
         }
-    }
+    })
 }
 
 fn guard_settings(config: &Config) -> GuardSettings {
@@ -244,6 +285,7 @@ fn launcher(
         terminal: terminal::Terminal::find(),
         listeners,
         death_pipe,
+        filter: None,
     })
 }
 

@@ -23,10 +23,14 @@ pub(super) struct Process {
     pub(super) stopped: bool,
 }
 
-/// Every process that can be seen; `None` where `/proc` is not mounted, or is not that of this namespace.
+/// Whether `/proc` is mounted and that of this PID namespace: that of another one has other numbers.
+pub(super) fn are_visible() -> bool {
+    fs::read_link("/proc/self").is_ok_and(|own| own.to_str() == Some(&Pid::own().number().to_string()))
+}
+
+/// Every process that can be seen; `None` where none can.
 pub(super) fn all() -> Option<Vec<Process>> {
-    // A /proc of another PID namespace has other numbers.
-    if fs::read_link("/proc/self").ok()?.to_str()?.parse() != Ok(Pid::own().number()) {
+    if !are_visible() {
         return None;
     }
     let entries = fs::read_dir("/proc").ok()?;

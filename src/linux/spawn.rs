@@ -1,21 +1,27 @@
 //! Starts a worker: fork, what the child becomes, exec.
 //!
 //! Between fork and exec nothing is allocated and no lock is taken: all strings are made before, and the child makes
-//! system calls only. What fails there comes back over a close-on-exec pipe as (step, errno).
+//! system calls only. What fails there comes back over a close-on-exec channel as (step, errno).
 
 use std::ffi::{CStr, CString, OsStr, OsString};
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use rustix::fs::{Access, Mode};
 use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
 
-use super::environment;
 use super::listen::{FIRST_DESCRIPTOR, Listener, OwnPath};
-use super::sys::{self, Fork, InitialSignals, Pid, Pointers, StringList};
+use super::sys::{self, Fork, InitialSignals, Instruction, Pid, Pointers, StringList};
 use super::terminal::Terminal;
 use super::users::Credentials;
+use super::{environment, ports};
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
 use crate::supervisor::{NotRun, WorkerId};
@@ -44,10 +50,12 @@ enum Step {
     Execute = 6,
     /// Executing a command that is there, while what its first line names, or its dynamic loader, is not.
     Interpreter = 7,
+    /// Having its calls of bind and listen sent to panzer. With errno 0 it has succeeded, and the filter comes along.
+    SharePorts = 8,
 }
 
 impl Step {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Directory,
         Self::User,
         Self::ParentDeath,
@@ -55,6 +63,7 @@ impl Step {
         Self::Descriptors,
         Self::Execute,
         Self::Interpreter,
+        Self::SharePorts,
     ];
 }
 
@@ -67,15 +76,38 @@ pub(super) struct Failure {
     pub(super) is_transient: bool,
 }
 
-/// A message on the pipe: step and errno.
+/// A message on the channel: step and errno.
 const MESSAGE_LENGTH: usize = 5;
+
+/// Room for one descriptor beside a message.
+const DESCRIPTOR_SPACE: usize = rustix::cmsg_space!(ScmRights(1));
+
+/// What a child says of its start.
+pub(super) enum News {
+    /// Its calls come through this filter.
+    Filter(OwnedFd),
+    /// It could not be put under a filter and goes on without one; this is why.
+    NoFilter(String),
+    /// Its program was executed.
+    Executed,
+    /// It has given up.
+    Failed(Failure),
+}
+
+/// What every worker is put under, so that its calls of bind and listen come to panzer.
+pub(super) struct PortFilter {
+    /// The filter's program.
+    pub(super) program: Vec<Instruction>,
+    /// A worker that cannot be put under it is not to run.
+    pub(super) required: bool,
+}
 
 /// A new process.
 pub(super) struct Spawned {
     /// Its id, which is its process group's too.
     pub(super) pid: Pid,
-    /// Ends when the program is executed; holds a message where something failed before.
-    pub(super) pipe: OwnedFd,
+    /// Holds messages about its start; ends when the program is executed.
+    pub(super) channel: OwnedFd,
 }
 
 /// What exec takes, made before the fork.
@@ -145,6 +177,8 @@ pub(super) struct Launcher {
     pub(super) listeners: Vec<Listener>,
     /// Tells workers of panzer's end.
     pub(super) death_pipe: Option<DeathPipe>,
+    /// Sends what they bind to panzer.
+    pub(super) filter: Option<PortFilter>,
 }
 
 impl Launcher {
@@ -156,12 +190,13 @@ impl Launcher {
     /// Starts `worker`.
     ///
     /// # Errors
-    /// The kernel gives no pipe or no process.
+    /// The kernel gives no channel or no process.
     pub(super) fn start(&self, worker: WorkerId) -> std::io::Result<Spawned> {
-        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        // A pipe cannot carry a descriptor. Messages stay apart from each other.
+        let flags = SocketFlags::CLOEXEC;
+        let (reader, writer) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         // Above the numbers that the child gives out, so that it can still tell of a failure.
         let writer = rustix::io::fcntl_dupfd_cloexec(writer, self.above_handed_down())?;
-        rustix::io::ioctl_fionbio(&reader, true)?;
         let own = environment::of_worker(worker, self.supervised, self.has_listen_pid);
         let strings = Strings {
             arguments: Pointers::to(&[&self.arguments]),
@@ -170,29 +205,28 @@ impl Launcher {
         };
         let panzer = Pid::own();
         match sys::fork(Some(Signal::CHLD))? {
-            Fork::Child => self.become_worker(panzer, strings, writer.as_fd()),
+            Fork::Child => self.become_worker(panzer, worker, strings, writer.as_fd()),
             Fork::Parent(pid) => {
                 // In the child too: whoever is first, a signal to the group from here on finds it.
                 sys::lead_group(pid);
-                Ok(Spawned { pid, pipe: reader })
+                Ok(Spawned { pid, channel: reader })
             }
         }
     }
 
     /// In the child.
-    fn become_worker(&self, panzer: Pid, strings: Strings<'_>, pipe: BorrowedFd<'_>) -> ! {
-        let (step, errno) = match self.prepare_child(panzer) {
+    fn become_worker(&self, panzer: Pid, worker: WorkerId, strings: Strings<'_>, channel: BorrowedFd<'_>) -> ! {
+        let (step, errno) = match self.prepare_child(panzer, worker, channel) {
             Err(failure) => failure,
             Ok(()) => self.execute(strings),
         };
-        let [a, b, c, d] = errno.to_ne_bytes();
-        let _ = rustix::io::write(pipe, &[step as u8, a, b, c, d]);
+        let _ = send(channel, step, errno, None);
         // The message counts; nobody looks at this status.
         sys::exit_now(Status::NOT_FOUND.0)
     }
 
     /// The order matters and is that of docs/DESIGN.md, "A worker's start".
-    fn prepare_child(&self, panzer: Pid) -> Result<(), (Step, i32)> {
+    fn prepare_child(&self, panzer: Pid, worker: WorkerId, channel: BorrowedFd<'_>) -> Result<(), (Step, i32)> {
         let at = |step: Step| move |error: Errno| (step, error.raw_os_error());
         sys::lead_group(Pid::own());
         if let Some(start) = &self.start_directory {
@@ -203,6 +237,10 @@ impl Launcher {
         }
         if let Some(umask) = self.umask {
             rustix::process::umask(umask);
+        }
+        // Before the credentials: whoever has CAP_SYS_ADMIN does not have to give up new privileges for it.
+        if let Some(filter) = &self.filter {
+            filter.install(channel)?;
         }
         if let Some(credentials) = self.credentials.as_ref().filter(|credentials| credentials.change) {
             rustix::thread::set_thread_groups(&credentials.groups).map_err(at(Step::User))?;
@@ -221,13 +259,10 @@ impl Launcher {
         if let Some(terminal) = self.terminal.filter(|_| !self.supervised) {
             terminal.pass_to(Pid::own());
         }
-        let handed_down = self
-            .listeners
-            .iter()
-            .map(|listener| &listener.socket)
-            .chain(self.death_pipe.as_ref().map(|pipe| &pipe.reader));
+        let sockets = self.listeners.iter().filter_map(|listener| Some(listener.socket_of(worker.slot)?.as_fd()));
+        let handed_down = sockets.chain(self.death_pipe.as_ref().map(|pipe| pipe.reader.as_fd()));
         for (from, to) in handed_down.zip(FIRST_DESCRIPTOR..) {
-            sys::duplicate_to(from.as_fd(), to).map_err(|error| (Step::Descriptors, raw(&error)))?;
+            sys::duplicate_to(from, to).map_err(|error| (Step::Descriptors, raw(&error)))?;
         }
         sys::set_ignored(Signal::PIPE, self.signals.pipe_ignored);
         sys::set_ignored(Signal::CHLD, self.signals.chld_ignored);
@@ -275,14 +310,9 @@ impl Launcher {
         self.listeners.drain(..).filter_map(|listener| listener.path).collect()
     }
 
-    /// What a message on the pipe says; `None`: the program was executed.
-    pub(super) fn failure(&self, message: &[u8]) -> Option<Failure> {
-        let (step, errno) = match *message {
-            [step, a, b, c, d] => (step, i32::from_ne_bytes([a, b, c, d])),
-            _ => return None,
-        };
-        let step = Step::ALL.into_iter().find(|known| *known as u8 == step)?;
+    fn failure(&self, step: Step, errno: i32) -> Failure {
         let action = match step {
+            Step::SharePorts => "share ports".to_owned(),
             Step::Directory => format!("change to directory {}", self.typed_directory.display()),
             Step::User => format!("run as user {}", self.typed_user),
             Step::ParentDeath => "ask for a signal at panzer's death".to_owned(),
@@ -292,6 +322,7 @@ impl Launcher {
         };
         let words = match step {
             Step::Interpreter => "its interpreter is missing".to_owned(),
+            Step::SharePorts => ports::refusal(errno),
             Step::Directory | Step::User | Step::ParentDeath | Step::NoParent | Step::Descriptors | Step::Execute => {
                 cause(&std::io::Error::from_raw_os_error(errno))
             }
@@ -302,22 +333,64 @@ impl Launcher {
             (Step::Execute, _) => Status::CANNOT_EXECUTE,
             _ => Status::REFUSED,
         };
-        let is_transient = matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ETXTBSY);
-        Some(Failure { why: NotRun { status, error }, is_transient })
+        Failure { why: NotRun { status, error }, is_transient: is_transient(errno) }
     }
 
-    /// What has come over the pipe: `None` while the child has neither executed nor failed.
-    pub(super) fn read_pipe(&self, pipe: &OwnedFd) -> Option<Result<(), Failure>> {
+    /// What has come over the channel: `None` while there is nothing new.
+    pub(super) fn read_channel(&self, channel: &OwnedFd) -> Option<News> {
         let mut message = [0; MESSAGE_LENGTH];
-        match rustix::io::read(pipe, &mut message) {
-            Err(Errno::AGAIN | Errno::INTR) => None,
-            Ok(length) => Some(match message.get(..length).and_then(|message| self.failure(message)) {
-                Some(failure) => Err(failure),
-                None => Ok(()),
-            }),
-            Err(_) => Some(Ok(())),
+        let mut space = [MaybeUninit::uninit(); DESCRIPTOR_SPACE];
+        let mut beside = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(channel, &mut [IoSliceMut::new(&mut message)], &mut beside, flags);
+        let filter = beside.drain().find_map(|message| {
+            if let RecvAncillaryMessage::ScmRights(mut descriptors) = message { descriptors.next() } else { None }
+        });
+        let length = match received {
+            Err(Errno::AGAIN | Errno::INTR) => return None,
+            Ok(received) => received.bytes,
+            Err(_) => 0,
+        };
+        let [step, a, b, c, d] = message;
+        let errno = i32::from_ne_bytes([a, b, c, d]);
+        let step = Step::ALL.into_iter().find(|known| length == MESSAGE_LENGTH && *known as u8 == step);
+        let is_required = is_transient(errno) || self.filter.as_ref().is_some_and(|filter| filter.required);
+        Some(match (step, filter) {
+            (None, _) => News::Executed,
+            (Some(_), Some(filter)) => News::Filter(filter),
+            (Some(Step::SharePorts), None) if !is_required => News::NoFilter(ports::refusal(errno)),
+            (Some(step), None) => News::Failed(self.failure(step, errno)),
+        })
+    }
+}
+
+impl PortFilter {
+    /// In the child: puts it under the filter and sends panzer what the filter's calls come through.
+    fn install(&self, channel: BorrowedFd<'_>) -> Result<(), (Step, i32)> {
+        let failed = |error: Errno| (Step::SharePorts, error.raw_os_error());
+        match sys::install_filter(&self.program) {
+            Ok(filter) => send(channel, Step::SharePorts, 0, Some(filter.as_fd())).map_err(failed),
+            Err(error) if self.required || is_transient(raw(&error)) => Err((Step::SharePorts, raw(&error))),
+            Err(error) => send(channel, Step::SharePorts, raw(&error), None).map_err(failed),
         }
     }
+}
+
+/// Whether the system is short of something: worth trying again.
+fn is_transient(errno: i32) -> bool {
+    matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ETXTBSY)
+}
+
+/// Sends panzer a message, perhaps with a descriptor. Async-signal-safe.
+fn send(channel: BorrowedFd<'_>, step: Step, errno: i32, descriptor: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    let [a, b, c, d] = errno.to_ne_bytes();
+    let message = [step as u8, a, b, c, d];
+    let mut space = [MaybeUninit::uninit(); DESCRIPTOR_SPACE];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if let Some(descriptor) = &descriptor {
+        beside.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(descriptor)));
+    }
+    sendmsg(channel, &[IoSlice::new(&message)], &mut beside, SendFlags::NOSIGNAL).map(drop)
 }
 
 /// The lowest number above the descriptors that workers are handed: the listeners and the parent-death pipe.

@@ -398,6 +398,156 @@ mod no_unwinder {
     }
 }
 
+/// One instruction of a classic BPF program: code, jumps, value.
+pub(super) type Instruction = libc::sock_filter;
+
+/// Which calls and machines a filter knows, for [`install_filter`]: its own, and not that of 32-bit programs.
+#[cfg(target_arch = "x86_64")]
+pub(super) const AUDIT_ARCH: u32 = 0xc000_003e;
+/// As above.
+#[cfg(target_arch = "aarch64")]
+pub(super) const AUDIT_ARCH: u32 = 0xc000_00b7;
+
+/// Puts this process and its descendants under a filter, and gives the descriptor to which it sends calls
+/// (`seccomp(2)`, Linux 5.0). A process that may not do so otherwise gives up new privileges (`no_new_privs`) for it.
+/// Async-signal-safe.
+///
+/// # Errors
+/// EBUSY where a filter with such a descriptor is in force already, EINVAL or ENOSYS where the kernel has none.
+pub(super) fn install_filter(program: &[Instruction]) -> io::Result<OwnedFd> {
+    // Without SPEC_ALLOW kernels before 5.16 slow the whole program down. KILLABLE (5.19) keeps a call that panzer has
+    // taken up from being begun anew because of a signal; without it that is harmless.
+    let base = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    let mut flags = base | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    loop {
+        // SAFETY: the program is as long as it says; the kernel copies it and does not write to it.
+        let installed = owned_descriptor(unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) });
+        match installed.as_ref().map_err(io::Error::raw_os_error) {
+            Err(Some(libc::EINVAL)) if flags != base => flags = base,
+            // SAFETY: this operation takes integers.
+            Err(Some(libc::EACCES)) if unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) } == 0 => {
+                rustix::thread::set_no_new_privs(true)?;
+            }
+            Ok(_) | Err(_) => return installed,
+        }
+    }
+}
+
+/// A call that a filter has sent: the caller waits for the answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Notification {
+    /// What the answer is for.
+    pub(super) id: u64,
+    /// The calling thread, which may be any of its process's.
+    pub(super) thread: Pid,
+    /// The call's number on this machine.
+    pub(super) call: c_long,
+    /// Its arguments.
+    pub(super) arguments: [u64; 6],
+}
+
+/// What becomes of a call that a filter has sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Answer {
+    /// The kernel does it, as if there were no filter.
+    PassOn,
+    /// It has succeeded.
+    Done,
+    /// It has failed with this errno.
+    Failed(c_int),
+}
+
+/// Takes the next call that a filter has sent. To be asked for only where one waits: otherwise this may block.
+pub(super) fn receive_notification(filter: BorrowedFd<'_>) -> io::Result<Notification> {
+    let mut space = std::mem::MaybeUninit::<libc::seccomp_notif>::zeroed();
+    // SAFETY: the operation writes one such structure, which must be zero before (seccomp_unotify(2)).
+    result_of(unsafe { libc::ioctl(filter.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, space.as_mut_ptr()) })?;
+    // SAFETY: a structure of zeros is a valid value, and the kernel has filled it in.
+    let got = unsafe { space.assume_init() };
+    // A caller outside of panzer's PID namespace has no number here, so nothing can be known of it.
+    let thread = i32::try_from(got.pid).ok().and_then(Pid::from_number).ok_or(io::ErrorKind::NotFound);
+    let Ok(thread) = thread else {
+        answer_notification(filter, got.id, Answer::PassOn)?;
+        return Err(io::ErrorKind::NotFound.into());
+    };
+    Ok(Notification { id: got.id, thread, call: got.data.nr.into(), arguments: got.data.args })
+}
+
+/// Whether the caller still waits for the answer; until then its thread's number cannot be another's.
+pub(super) fn is_notification_valid(filter: BorrowedFd<'_>, id: u64) -> bool {
+    // SAFETY: the operation reads one 64-bit number.
+    unsafe { libc::ioctl(filter.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID as _, &raw const id) == 0 }
+}
+
+/// Lets the caller's descriptor `number` be a copy of `from`, whatever it was (`SECCOMP_IOCTL_NOTIF_ADDFD`, Linux 5.9).
+pub(super) fn replace_descriptor(
+    filter: BorrowedFd<'_>,
+    id: u64,
+    from: BorrowedFd<'_>,
+    number: u32,
+    close_on_exec: bool,
+) -> io::Result<()> {
+    let request = libc::seccomp_notif_addfd {
+        id,
+        flags: u32::try_from(libc::SECCOMP_ADDFD_FLAG_SETFD).unwrap_or_default(),
+        srcfd: from.as_raw_fd().unsigned_abs(),
+        newfd: number,
+        newfd_flags: if close_on_exec { libc::O_CLOEXEC.unsigned_abs() } else { 0 },
+    };
+    // SAFETY: the operation reads one such structure; it answers with the number, or -1.
+    let added = unsafe { libc::ioctl(filter.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const request) };
+    if added == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Lets the caller go on. It may be gone by now, which is nobody's fault.
+pub(super) fn answer_notification(filter: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
+    let (error, flags) = match answer {
+        Answer::PassOn => (0, u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).unwrap_or_default()),
+        Answer::Done => (0, 0),
+        Answer::Failed(errno) => (-errno, 0),
+    };
+    let response = libc::seccomp_notif_resp { id, val: 0, error, flags };
+    // SAFETY: the operation reads one such structure.
+    result_of(unsafe { libc::ioctl(filter.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw const response) })
+}
+
+/// What socket option `name` of `level` is, as bytes; `None`: the socket has no such option.
+pub(super) fn socket_option(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> Option<[u8; SOCKET_OPTION_LENGTH]> {
+    let mut value = [0; SOCKET_OPTION_LENGTH];
+    let mut length: libc::socklen_t = libc::socklen_t::try_from(value.len()).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes to `value`, which has so many.
+    let read = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length) };
+    (read == 0).then_some(value)
+}
+
+/// As many bytes as the options have that panzer looks at: all are integers.
+pub(super) const SOCKET_OPTION_LENGTH: usize = size_of::<c_int>();
+
+/// Sets socket option `name` of `level`.
+pub(super) fn set_socket_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: &[u8]) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).unwrap_or_default();
+    // SAFETY: the kernel reads `length` bytes from `value`, which has so many.
+    result_of(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) })
+}
+
+/// Has `program` choose which socket of a SO_REUSEPORT group takes a new connection (`SO_ATTACH_REUSEPORT_CBPF`,
+/// `socket(7)`, Linux 4.5).
+pub(super) fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+    /// The same on all machines that panzer is built for; libc does not have it everywhere.
+    const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
+    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
+    let size = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or_default();
+    // SAFETY: the kernel reads the structure and the program, which is as long as it says, and writes to neither.
+    result_of(unsafe {
+        let program = (&raw const program).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program, size)
+    })
+}
+
 fn owned_descriptor(number: c_long) -> io::Result<OwnedFd> {
     match RawFd::try_from(number) {
         // SAFETY: the kernel has just made this descriptor, and only this value knows it.

@@ -80,7 +80,7 @@ impl Init {
                 }
             }
             Event::NothingRemains => self.finish(&mut effects),
-            Event::GroupGone(_) | Event::Time => {}
+            Event::GroupGone(_) | Event::Listening(_) | Event::NothingShared | Event::Time => {}
         }
         self.advance(now, &mut effects);
         effects

@@ -31,11 +31,14 @@ use clearing::{Clearing, Progress};
 use report::{Next, Reason, Report};
 use restart::{Backoff, GOOD_LIFE, Random, Restart};
 use stop::{Due, Escalation, Schedule};
-use worker::{OrphanedGroup, Ready, Slot, State};
+use worker::{OrphanedGroup, Proof, Ready, Slot, State};
 
 /// A worker that was ready for at least this long and ends with success has done its work, as servers with a limit of
 /// requests do: that is no failure.
 const LEAST_READY_TIME: Duration = Duration::from_secs(1);
+
+/// Connections wait for a worker that comes no later than this.
+const SOON: Duration = Duration::from_secs(1);
 
 /// A kernel that has no process to give is not asked again sooner, whatever the backoff.
 const SHORTEST_RETRY: Duration = Duration::from_millis(10);
@@ -94,6 +97,10 @@ pub enum Event {
     NotStarted(WorkerId, NotRun),
     /// The worker's program was executed.
     Executed(WorkerId),
+    /// The worker listens on a port that workers share.
+    Listening(WorkerId),
+    /// Ports are not shared after all, so that nobody can be seen to listen.
+    NothingShared,
     /// The worker's main process ended and was reaped.
     Exited {
         /// The life that ended.
@@ -147,6 +154,17 @@ pub enum Effect {
     Report(Report),
     /// Exit with this status.
     Exit(Status),
+}
+
+/// What happens to the connections of a slot that has a queue of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Queue {
+    /// New ones come.
+    Serving,
+    /// New ones go to others; those that wait will be answered by the worker that is there, or will be soon.
+    Held,
+    /// New ones go to others; those that wait are let go of, since nobody will answer them soon.
+    Abandoned,
 }
 
 /// What the supervisor goes by.
@@ -268,6 +286,8 @@ impl Supervisor {
         match event {
             Event::NotStarted(worker, why) => self.not_started(now, worker, why, &mut effects),
             Event::Executed(worker) => self.executed(now, worker, &mut effects),
+            Event::Listening(worker) => self.listening(now, worker, &mut effects),
+            Event::NothingShared => self.settings.ready = self.settings.ready.without_sharing(),
             Event::Exited { worker, end, group_left } => self.exited(now, worker, end, group_left, &mut effects),
             Event::GroupGone(worker) => self.orphaned_groups.retain(|group| group.worker != worker),
             Event::Signal(signal) => self.signal(now, signal, &mut effects),
@@ -318,16 +338,39 @@ impl Supervisor {
 
     fn executed(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
         let Some((slot, _, settings)) = self.living(worker) else { return };
-        let delay = match settings.ready {
-            Ready::Exec => Duration::ZERO,
-            Ready::Delay(delay) => delay,
+        let State::Starting { proof: proof @ Proof::Execution } = &mut slot.state else { return };
+        *proof = match settings.ready {
+            Ready::Exec => Proof::Age(now),
+            Ready::Delay(delay) => Proof::Age(now + delay),
+            Ready::BindOrDelay(delay) if !slot.has_listened => Proof::Age(now + delay),
+            Ready::Bind | Ready::BindOrDelay(_) => Proof::Listening,
         };
-        if let State::Starting { ready_at: ready_at @ None } = &mut slot.state {
-            *ready_at = Some(now + delay);
-            let report = if worker.life == 1 { Report::Started } else { Report::Replaced };
-            effects.push(Effect::Report(report(worker)));
-            self.reached = self.reached.max(Reached::Executed);
+        let report = if worker.life == 1 { Report::Started } else { Report::Replaced };
+        effects.push(Effect::Report(report(worker)));
+        self.reached = self.reached.max(Reached::Executed);
+    }
+
+    fn listening(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
+        // The news of its execution may come second.
+        self.executed(now, worker, effects);
+        let Some((slot, _, settings)) = self.living(worker) else { return };
+        slot.has_listened = true;
+        if let (Ready::Bind | Ready::BindOrDelay(_), State::Starting { proof }) = (settings.ready, &mut slot.state) {
+            *proof = Proof::Age(now);
         }
+    }
+
+    /// What happens to the connections of each slot, where it has a queue of its own.
+    #[must_use]
+    pub fn queues(&self, now: Duration) -> Vec<Queue> {
+        let nobody_is_ready = !self.slots.iter().any(|slot| matches!(slot.state, State::Ready { .. }));
+        let queue_of = |slot: &Slot| match slot.state {
+            State::Ready { .. } => Queue::Serving,
+            State::Starting { .. } | State::Draining(_) => Queue::Held,
+            State::Waiting { until } if until <= now + SOON => Queue::Held,
+            State::Waiting { .. } | State::Ended => Queue::Abandoned,
+        };
+        self.slots.iter().map(|slot| if nobody_is_ready { Queue::Serving } else { queue_of(slot) }).collect()
     }
 
     fn exited(&mut self, now: Duration, worker: WorkerId, end: End, group_left: bool, effects: &mut Vec<Effect>) {
@@ -500,10 +543,10 @@ impl Supervisor {
             match &mut slot.state {
                 State::Waiting { until } if running && *until <= now => {
                     slot.worker.life += 1;
-                    slot.state = State::Starting { ready_at: None };
+                    slot.state = State::Starting { proof: Proof::Execution };
                     effects.push(Effect::Spawn(slot.worker));
                 }
-                State::Starting { ready_at: Some(at) } if *at <= now => {
+                State::Starting { proof: Proof::Age(at) } if *at <= now => {
                     slot.state = State::Ready { since: now };
                     self.reached = self.reached.max(Reached::OneReady);
                     effects.push(Effect::Report(Report::Ready(slot.worker)));

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use super::actions::{Action, Actions};
 use super::init::{self, CHILD, Init};
+use super::report::Report;
 use super::restart::{Backoff, Random, Restart};
 use super::stop::{KILL_GRACE, Schedule};
 use super::worker::Ready;
-use super::{Effect, End, Event, NotRun, Settings, Supervisor, WorkerId};
+use super::{Effect, End, Event, NotRun, Queue, SOON, Settings, Supervisor, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
 
@@ -47,6 +48,10 @@ impl Dice {
 struct Process {
     /// When its program is executed; `None`: it has been.
     executes: Option<Duration>,
+    /// When it listens; `None`: it has, or it never will.
+    listens: Option<Duration>,
+    /// It has told so.
+    listened: bool,
     /// When the main process ends, and how.
     ends: Option<(Duration, End)>,
     /// The main process has ended.
@@ -69,6 +74,8 @@ struct World {
     /// When a slot lost its worker, for the bound of the backoff.
     vacant_since: BTreeMap<u32, Duration>,
     fork_failed: BTreeMap<u32, bool>,
+    /// Nobody can be seen to listen.
+    nothing_shared: bool,
     /// A stop was asked for, or the supervisor began one by itself.
     stop_told: Option<Duration>,
     /// An end at once was asked for.
@@ -146,7 +153,13 @@ fn settings(dice: &mut Dice) -> Settings {
     let min = ms(dice.pick(&[0, 1, 100, 1000]));
     Settings {
         workers: u32::try_from(1 + dice.below(5)).unwrap(),
-        ready: dice.pick(&[Ready::Exec, Ready::Delay(ms(0)), Ready::Delay(ms(1000))]),
+        ready: dice.pick(&[
+            Ready::Exec,
+            Ready::Delay(ms(0)),
+            Ready::Delay(ms(1000)),
+            Ready::Bind,
+            Ready::BindOrDelay(ms(1000)),
+        ]),
         restart: dice.pick(&[Restart::Always, Restart::Always, Restart::OnFailure, Restart::Never]),
         backoff: Backoff { min, max: min * u32::try_from(1 + dice.below(300)).unwrap() },
         crash_limit: dice.pick(&[0, 1, 5, 5]),
@@ -180,6 +193,7 @@ impl World {
             lives: BTreeMap::new(),
             vacant_since: BTreeMap::new(),
             fork_failed: BTreeMap::new(),
+            nothing_shared: false,
             stop_told: None,
             kill_told: None,
             exit: None,
@@ -244,7 +258,12 @@ impl World {
                         self.rest.ends = Some(self.now + ms(1));
                     }
                 }
-                Effect::Report(report) => *self.tally.entry(report.event()).or_insert(0) += 1,
+                Effect::Report(report) => {
+                    if let Report::Ready(worker) = report {
+                        self.check_proof(worker);
+                    }
+                    *self.tally.entry(report.event()).or_insert(0) += 1;
+                }
                 Effect::Suspend => {}
                 Effect::SuspendWithChild | Effect::TakeTerminal => self.fail("a supervisor has no terminal to give"),
                 Effect::Exit(status) => {
@@ -252,6 +271,38 @@ impl World {
                     let left = self.processes.values().any(|process| !process.unkillable);
                     self.check(!left, "panzer exits and leaves a worker");
                     self.check(!self.rest.exists || self.rest.unkillable, "panzer exits and leaves something");
+                }
+            }
+        }
+    }
+
+    fn check_proof(&self, worker: WorkerId) {
+        let listened = self.processes.get(&worker).is_none_or(|process| process.listened);
+        let must = self.settings.ready == Ready::Bind && !self.nothing_shared;
+        self.check(!must || listened, "a worker is ready that does not listen");
+    }
+
+    /// Whoever has a queue to itself gets connections only where somebody will answer them.
+    fn check_queues(&mut self, supervisor: &Supervisor) {
+        let queues = supervisor.queues(self.now);
+        self.check(queues.contains(&Queue::Serving), "nobody takes connections");
+        let somebody_left_out = queues.iter().any(|queue| *queue != Queue::Serving);
+        for (slot, queue) in (0..).zip(queues) {
+            let lives = self.processes.iter().any(|(worker, process)| worker.slot == slot && !process.ended);
+            // What is on its way to the supervisor, it cannot know yet.
+            let is_news = self.queue.iter().any(|event| life(event).is_some_and(|worker| worker.slot == slot));
+            match queue {
+                Queue::Serving if somebody_left_out => {
+                    self.check(lives || is_news, "connections go to a slot without a worker");
+                }
+                Queue::Serving => {}
+                Queue::Held => *self.tally.entry("queue_held").or_insert(0) += 1,
+                Queue::Abandoned => {
+                    self.check(!lives || is_news, "a living worker's queue is abandoned");
+                    let next =
+                        supervisor.slots.iter().find(|one| one.worker.slot == slot).and_then(super::Slot::deadline);
+                    self.check(next.is_none_or(|at| at > self.now + SOON), "connections are let go of too early");
+                    *self.tally.entry("queue_abandoned").or_insert(0) += 1;
                 }
             }
         }
@@ -293,6 +344,8 @@ impl World {
         let process = Process {
             ends: (life < 100_000_000).then(|| (executes + ms(life), end)),
             executes: Some(executes),
+            listens: self.dice.pick(&[None, Some(executes), Some(executes + ms(300)), Some(executes + ms(5000))]),
+            listened: false,
             ended: false,
             group_ends: None,
             has_group,
@@ -352,6 +405,13 @@ impl World {
                     self.queue.push(Event::Executed(*worker));
                 }
             }
+            if !process.ended && !process.stopped && process.listens.is_some_and(|at| at <= now) {
+                process.listens = None;
+                process.listened = true;
+                // It may be heard of before the execution is.
+                let first = self.queue.iter().position(|event| *event == Event::Executed(*worker));
+                self.queue.insert(first.unwrap_or(self.queue.len()), Event::Listening(*worker));
+            }
             if !process.ended
                 && !process.stopped
                 && let Some((at, end)) = process.ends.clone()
@@ -380,8 +440,9 @@ impl World {
 
     fn next_happening(&self) -> Option<Duration> {
         let times = self.processes.values().flat_map(|process| {
-            let end = process.ends.as_ref().filter(|_| !process.ended && !process.stopped).map(|(at, _)| *at);
-            [process.executes, end, process.group_ends.filter(|_| process.ended)]
+            let runs = !process.ended && !process.stopped;
+            let end = process.ends.as_ref().filter(|_| runs).map(|(at, _)| *at);
+            [process.executes, process.listens.filter(|_| runs), end, process.group_ends.filter(|_| process.ended)]
         });
         let rest = self.rest.ends.filter(|_| self.rest.exists && self.rest.watched);
         times.flatten().chain(rest).min()
@@ -392,7 +453,8 @@ impl World {
         let slot = u32::try_from(self.dice.below(7)).unwrap();
         let life = self.lives.get(&slot).copied().unwrap_or(0);
         let worker = WorkerId { slot, life: self.dice.pick(&[0, life.saturating_sub(1), life + 1_000_000]) };
-        match self.dice.below(4) {
+        match self.dice.below(5) {
+            4 => Event::Listening(worker),
             0 => Event::Exited { worker, end: End::Exited(1), group_left: self.dice.one_in(2) },
             1 => Event::Executed(worker),
             2 => Event::NotStarted(worker, NotRun { status: Status::REFUSED, error: "stale".to_owned() }),
@@ -429,6 +491,7 @@ fn simulate(seed: u64) -> Tally {
                 world.stop_told = Some(world.now);
             }
             world.perform(effects);
+            world.check_queues(&supervisor);
             world.happen();
         }
         if world.exit.is_some() {
@@ -455,6 +518,10 @@ fn simulate(seed: u64) -> Tally {
             let event = world.stale_event();
             world.queue.push(event);
         }
+        if !world.nothing_shared && world.dice.one_in(200) {
+            world.nothing_shared = true;
+            world.queue.push(Event::NothingShared);
+        }
         // Reports of one instant reach the supervisor in any order but that of one life.
         if world.queue.len() == 2 && world.dice.one_in(2) && of_different_lives(&world.queue) {
             world.queue.swap(0, 1);
@@ -463,12 +530,17 @@ fn simulate(seed: u64) -> Tally {
     world.fail("no end in sight")
 }
 
-fn of_different_lives(queue: &[Event]) -> bool {
-    let life = |event: &Event| match event {
+/// The life that an event is about.
+fn life(event: &Event) -> Option<WorkerId> {
+    match event {
         Event::NotStarted(worker, _) | Event::Executed(worker) | Event::GroupGone(worker) => Some(*worker),
-        Event::Exited { worker, .. } => Some(*worker),
-        Event::Signal(_) | Event::Suspended(_) | Event::SomethingRemains | Event::NothingRemains | Event::Time => None,
-    };
+        Event::Exited { worker, .. } | Event::Listening(worker) => Some(*worker),
+        Event::Signal(_) | Event::Suspended(_) | Event::SomethingRemains | Event::NothingRemains => None,
+        Event::NothingShared | Event::Time => None,
+    }
+}
+
+fn of_different_lives(queue: &[Event]) -> bool {
     life(&queue[0]).is_none() || life(&queue[0]) != life(&queue[1])
 }
 
@@ -493,6 +565,8 @@ fn simulation_of_the_supervisor() {
         "signal_forwarded",
         "signal_unavailable",
         "finished",
+        "queue_held",
+        "queue_abandoned",
     ];
     for_each_seed(simulate, &expected);
 }

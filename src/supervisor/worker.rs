@@ -14,6 +14,36 @@ pub enum Ready {
     Exec,
     /// When it has lived this long after that.
     Delay(Duration),
+    /// When it listens on a port that workers share.
+    Bind,
+    /// The same, or when it has lived this long, unless an earlier life of its slot has listened.
+    BindOrDelay(Duration),
+}
+
+/// How long a worker must live to be ready where nothing else tells.
+pub const STANDARD_DELAY: Duration = Duration::from_secs(1);
+
+impl Ready {
+    /// The same where nobody can be seen to listen.
+    #[must_use]
+    pub fn without_sharing(self) -> Self {
+        match self {
+            Self::Bind => Self::Delay(STANDARD_DELAY),
+            Self::BindOrDelay(delay) => Self::Delay(delay),
+            Self::Exec | Self::Delay(_) => self,
+        }
+    }
+}
+
+/// What a starting worker has to show.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Proof {
+    /// That its program is executed.
+    Execution,
+    /// That it lives at this time.
+    Age(Duration),
+    /// That it listens.
+    Listening,
 }
 
 /// What a slot is doing.
@@ -26,8 +56,8 @@ pub enum State {
     },
     /// There is a process that has not proved itself yet.
     Starting {
-        /// When it will have lived long enough; unknown until its program is executed.
-        ready_at: Option<Duration>,
+        /// What comes next.
+        proof: Proof,
     },
     /// The worker does its work.
     Ready {
@@ -49,13 +79,20 @@ pub struct Slot {
     pub state: State,
     /// Lives in a row that failed; forgotten after a good one.
     pub failures: u32,
+    /// A life of it has listened on a port that workers share.
+    pub has_listened: bool,
 }
 
 impl Slot {
     /// A slot whose first life begins at `start`.
     #[must_use]
     pub fn new(slot: u32, start: Duration) -> Self {
-        Self { worker: WorkerId { slot, life: 0 }, state: State::Waiting { until: start }, failures: 0 }
+        Self {
+            worker: WorkerId { slot, life: 0 },
+            state: State::Waiting { until: start },
+            failures: 0,
+            has_listened: false,
+        }
     }
 
     /// Whether the slot has a process.
@@ -72,7 +109,8 @@ impl Slot {
     pub fn deadline(&self) -> Option<Duration> {
         match &self.state {
             State::Waiting { until } => Some(*until),
-            State::Starting { ready_at } => *ready_at,
+            State::Starting { proof: Proof::Age(at) } => Some(*at),
+            State::Starting { proof: Proof::Execution | Proof::Listening } => None,
             State::Draining(escalation) => escalation.deadline(),
             State::Ready { .. } | State::Ended => None,
         }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "not every scenario file uses every helper")]
 
+pub(crate) mod binders;
 pub(crate) mod load;
 pub(crate) mod panzer;
 pub(crate) mod process;

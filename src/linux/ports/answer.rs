@@ -1,0 +1,274 @@
+//! What becomes of each call: shared, or passed on to the kernel.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+
+use rustix::event::epoll;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::caller::{Caller, CallersSocket, Wanted, file_at, inode};
+use super::filter::Call;
+use super::options::Options;
+use super::shared::{Address, FirstBind, Shared, new_socket};
+use super::{Pending, Ports, Token, UNLISTENED, Unshared, plain};
+use crate::error::cause;
+use crate::linux::log::Log;
+use crate::linux::sys::{self, Answer};
+use crate::supervisor::Event;
+use crate::supervisor::report::Level;
+
+/// For how many sockets of a worker the options are remembered until it binds them.
+const SOCKETS_REMEMBERED: usize = 64;
+
+/// The number of the first port that everybody may bind (`ip(7)`).
+const UNPRIVILEGED_START: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+
+impl Ports {
+    /// Says what becomes of a call, and what the supervisor wants to know of it.
+    pub(super) fn decide(&mut self, call: &Pending<'_>, log: &mut Log) -> Result<(Answer, Option<Event>), Unshared> {
+        if self.is_useless {
+            return Err(Unshared::OfNoConcern);
+        }
+        match Call::of(&call.notification).ok_or(Unshared::OfNoConcern)? {
+            Call::Bind(number, at, length) => self.bind(call, number, (at, length), log).map(|answer| (answer, None)),
+            Call::Listen(number, backlog) => self.listen(call, number, backlog, log),
+            Call::SetOption(number, level, name, at) => {
+                self.remember(call, number, (level, name), at)?;
+                Err(Unshared::OfNoConcern)
+            }
+        }
+    }
+
+    fn bind(
+        &mut self,
+        call: &Pending<'_>,
+        number: RawFd,
+        (at, length): (u64, usize),
+        log: &mut Log,
+    ) -> Result<Answer, Unshared> {
+        let caller = Caller::new(call.notification.thread)?;
+        let wanted = caller.address(at, length)?.ok_or(Unshared::OfNoConcern)?;
+        let socket = caller.socket(number)?.filter(|socket| socket.takes(&wanted)).ok_or(Unshared::OfNoConcern)?;
+        // All of this was the caller's, and not somebody's who has its number by now.
+        if !sys::is_notification_valid(call.filter, call.notification.id) || !caller.shares_namespaces(&wanted) {
+            return Err(Unshared::OfNoConcern);
+        }
+        let address = match &wanted {
+            Wanted::Internet(address) => Address::Internet(plain(*address)),
+            Wanted::Path(path) => Address::Path(caller.resolve(path)?),
+        };
+        let mut known = self.shared.iter().position(|shared| shared.address == address);
+        if let Some(shared) = known.and_then(|at| self.shared.get(at)) {
+            if shared.has(socket.inode) {
+                // A signal has made the caller begin anew.
+                return Ok(Answer::Done);
+            }
+            if shared.is_connected() || shared.is_closed_again() {
+                self.forget(known.take().unwrap_or_default());
+            }
+        }
+        let (taken, options) = self.options_of(call, &caller, number, &socket);
+        match known {
+            Some(at) => self.give(call, at, &caller, number, &socket, &options),
+            None => {
+                let first = FirstBind {
+                    caller: &caller,
+                    socket: &socket,
+                    taken,
+                    options: &options,
+                    wanted: &wanted,
+                    address: &address,
+                    queues: self.settings.queues,
+                };
+                self.bind_first(call, number, &first, log)
+            }
+        }
+    }
+
+    /// The caller's socket, where it can be had, and what the caller has set on it.
+    fn options_of(
+        &mut self,
+        call: &Pending<'_>,
+        caller: &Caller,
+        number: RawFd,
+        socket: &CallersSocket,
+    ) -> (Option<OwnedFd>, Options) {
+        let taken = if self.settings.takes_sockets { caller.take(number).ok() } else { None };
+        let taken = taken.filter(|taken| inode(taken) == Some(socket.inode));
+        let fresh = socket.protocol.and_then(|protocol| new_socket(protocol, socket.is_ipv6).ok());
+        let options = match (&taken, fresh) {
+            (Some(taken), Some(fresh)) => Options::difference(taken.as_fd(), fresh.as_fd()),
+            _ => self.remembered(call, socket.inode),
+        };
+        (taken, options)
+    }
+
+    /// Binds an address that nobody has bound yet.
+    fn bind_first(
+        &mut self,
+        call: &Pending<'_>,
+        number: RawFd,
+        first: &FirstBind<'_>,
+        log: &mut Log,
+    ) -> Result<Answer, Unshared> {
+        let (caller, socket) = (first.caller, first.socket);
+        let names = &mut self.names;
+        let bound = match caller.identity.act(caller.with, || first.bind(names))? {
+            Ok(bound) => bound,
+            Err(error) => {
+                self.explain(call, first.address, error, log);
+                return Ok(Answer::Failed(error.raw_os_error()));
+            }
+        };
+        let mut shared = Shared::bound(first.address.clone(), caller, bound);
+        shared.holders.insert(call.worker);
+        shared.look_at = Some(call.now + UNLISTENED);
+        let own = shared.socket_of(call.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
+        if !shared.has(socket.inode) {
+            hand_over(call, &own, number, socket)?;
+        }
+        for socket in &shared.sockets {
+            // Told once now, and then when it gets connected: that wakes both sides of a socket.
+            let data = Token::Socket(socket.as_raw_fd()).to_data();
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+            let _ = epoll::add(&self.epoll, socket, data, flags);
+        }
+        let is_path = shared.name.is_some();
+        self.shared.push(shared);
+        if is_path {
+            self.watch_names();
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Gives the caller a listener that is there already.
+    fn give(
+        &mut self,
+        call: &Pending<'_>,
+        at: usize,
+        caller: &Caller,
+        number: RawFd,
+        socket: &CallersSocket,
+        options: &Options,
+    ) -> Result<Answer, Unshared> {
+        let shared = self.shared.get_mut(at).ok_or(Unshared::OfNoConcern)?;
+        // Otherwise the kernel says what it has to say about an address that is in use.
+        let may_have = shared.is_for(caller.identity.uid()) && may_bind(caller, &shared.address);
+        if !shared.declared && !may_have {
+            return Err(Unshared::OfNoConcern);
+        }
+        if let Address::Path(path) = &shared.address {
+            let in_place = match &shared.name {
+                Some(name) => {
+                    name.restore()?;
+                    name.is_in_place()
+                }
+                None => file_at(path).is_some(),
+            };
+            if !in_place {
+                return Err(Unshared::OfNoConcern);
+            }
+        }
+        let own = shared.socket_of(call.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
+        options.apply_to_bound(own.as_fd());
+        hand_over(call, &own, number, socket)?;
+        shared.holders.insert(call.worker);
+        if shared.backlog.is_some() {
+            shared.look_at = None;
+        }
+        Ok(Answer::Done)
+    }
+
+    fn listen(
+        &mut self,
+        call: &Pending<'_>,
+        number: RawFd,
+        backlog: i32,
+        log: &mut Log,
+    ) -> Result<(Answer, Option<Event>), Unshared> {
+        let caller = Caller::new(call.notification.thread)?;
+        let socket = caller.socket(number)?.ok_or(Unshared::OfNoConcern)?;
+        if !sys::is_notification_valid(call.filter, call.notification.id) {
+            return Err(Unshared::OfNoConcern);
+        }
+        let at = self.shared.iter().position(|shared| shared.has(socket.inode)).ok_or(Unshared::OfNoConcern)?;
+        let shared = self.shared.get_mut(at).ok_or(Unshared::OfNoConcern)?;
+        let least = i32::try_from(self.settings.backlog).unwrap_or(i32::MAX);
+        match shared.listen(&caller, backlog.max(least)) {
+            Err(error) => return Ok((Answer::Failed(error.raw_os_error()), None)),
+            Ok(begins) => {
+                shared.holders.insert(call.worker);
+                shared.look_at = None;
+                if begins {
+                    log.say(Level::Info, "port_shared", &format!("workers share {}", shared.address));
+                    for socket in &shared.sockets {
+                        let _ = epoll::delete(&self.epoll, socket);
+                    }
+                    self.steer(at, log);
+                }
+            }
+        }
+        Ok((Answer::Done, Some(Event::Listening(call.worker))))
+    }
+
+    /// Remembers an option of a socket that panzer will not be able to look into.
+    fn remember(&mut self, call: &Pending<'_>, number: RawFd, name: (i32, i32), at: u64) -> Result<(), Unshared> {
+        let caller = Caller::new(call.notification.thread)?;
+        let socket = caller.socket(number)?.ok_or(Unshared::OfNoConcern)?;
+        let value = caller.memory(at, sys::SOCKET_OPTION_LENGTH)?;
+        let value = value.try_into().map_err(|_| Unshared::OfNoConcern)?;
+        let mut options = self.remembered(call, socket.inode);
+        options.set(name.0, name.1, value);
+        if let Some(filter) = self.filters.iter_mut().find(|filter| filter.worker == call.worker) {
+            filter.options.push((socket.inode, options));
+            let surplus = filter.options.len().saturating_sub(SOCKETS_REMEMBERED);
+            filter.options.drain(..surplus);
+        }
+        Ok(())
+    }
+
+    /// Takes out what is remembered of a socket.
+    fn remembered(&mut self, call: &Pending<'_>, inode: u64) -> Options {
+        let filter = self.filters.iter_mut().find(|filter| filter.worker == call.worker);
+        let Some(filter) = filter else { return Options::default() };
+        let at = filter.options.iter().position(|(known, _)| *known == inode);
+        at.map(|at| filter.options.remove(at).1).unwrap_or_default()
+    }
+
+    /// An address in use by panzer itself is a riddle to the reader of the worker's error.
+    fn explain(&self, call: &Pending<'_>, address: &Address, error: Errno, log: &mut Log) {
+        let Address::Internet(wanted) = address else { return };
+        let declared = self.shared.iter().filter(|shared| shared.declared).find_map(|shared| match shared.address {
+            Address::Internet(other) if other.port() == wanted.port() => Some(other),
+            Address::Internet(_) | Address::Path(_) => None,
+        });
+        if let Some(other) = declared {
+            let text = format!(
+                "worker {} cannot bind {address}: {}; -l has tcp://{other}: give -l the address that the command binds",
+                call.worker.slot,
+                cause(&error.into())
+            );
+            log.say(Level::Warning, "bind_failed", &text);
+        }
+    }
+}
+
+/// Puts `own` in the place of the caller's socket.
+fn hand_over(call: &Pending<'_>, own: &OwnedFd, number: RawFd, socket: &CallersSocket) -> Result<(), Unshared> {
+    if socket.nonblock {
+        // All who have the listener see the flag. It is never taken away: who counts on it would hang without it.
+        let flags = rustix::fs::fcntl_getfl(own)?;
+        rustix::fs::fcntl_setfl(own, flags | OFlags::NONBLOCK)?;
+    }
+    let (id, close_on_exec) = (call.notification.id, socket.close_on_exec);
+    sys::replace_descriptor(call.filter, id, own.as_fd(), number.unsigned_abs(), close_on_exec)
+        .map_err(|error| Errno::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EINVAL)).into())
+}
+
+/// Whether the kernel would let the caller bind this port, were it free.
+fn may_bind(caller: &Caller, address: &Address) -> bool {
+    let Address::Internet(address) = address else { return true };
+    let start = std::fs::read_to_string(UNPRIVILEGED_START).ok().and_then(|text| text.trim().parse::<u16>().ok());
+    address.port() >= start.unwrap_or(1024) || caller.identity.may_bind_any_port()
+}

@@ -1,0 +1,109 @@
+//! UNIX paths that stay although servers remove them: each one unlinks the path before it binds it, and again when it
+//! ends, and would take the name away from all others.
+//!
+//! A second, hidden hard link keeps the socket's file; inotify tells when a link goes. Must never replace what somebody
+//! else has put at the path, and leaves nothing behind.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::inotify::{self, WatchFlags};
+use rustix::fs::{AtFlags, CWD};
+use rustix::io::Errno;
+
+use super::caller::file_at;
+use super::identity::{Identity, With};
+
+/// The paths that are kept, and how panzer learns of a link that is gone.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    inotify: Option<OwnedFd>,
+}
+
+/// A path that is kept; it ends with this.
+#[derive(Debug)]
+pub(super) struct KeptName {
+    path: PathBuf,
+    hidden: PathBuf,
+    /// Device and inode of the socket's file.
+    file: (u64, u64),
+    /// As whom to link and unlink; `None`: as panzer.
+    owner: Option<Identity>,
+}
+
+impl Names {
+    /// What is readable when a link has gone; new the first time.
+    pub(super) fn descriptor(&mut self) -> Result<BorrowedFd<'_>, Errno> {
+        if self.inotify.is_none() {
+            self.inotify = Some(inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?);
+        }
+        self.inotify.as_ref().map(AsFd::as_fd).ok_or(Errno::BADF)
+    }
+
+    /// Throws away what was told: every name is looked at anyway.
+    pub(super) fn drain(&self) {
+        let mut space = [0_u8; 4096];
+        while let Some(Ok(1..)) = self.inotify.as_ref().map(|inotify| rustix::io::read(inotify, &mut space)) {}
+    }
+
+    /// Keeps `path`, at which a socket was just bound. To be called as its owner.
+    ///
+    /// # Errors
+    /// The file system has no hard links, or no room.
+    pub(super) fn keep(&mut self, path: &Path, owner: Option<Identity>) -> Result<KeptName, Errno> {
+        let mut name = OsString::from(".");
+        name.push(path.file_name().ok_or(Errno::INVAL)?);
+        name.push(".panzer");
+        let hidden = path.with_file_name(name);
+        let file = file_at(path).ok_or(Errno::NOENT)?;
+        // One that a killed panzer has left: its socket is dead, or it has lost the path, so the link is of no use.
+        match rustix::fs::unlink(&hidden) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        rustix::fs::linkat(CWD, path, CWD, &hidden, AtFlags::empty())?;
+        // The number of links is an attribute of the file; this watch ends with it.
+        inotify::add_watch(self.descriptor()?, &hidden, WatchFlags::ATTRIB)?;
+        Ok(KeptName { path: path.to_owned(), hidden, file, owner })
+    }
+}
+
+impl KeptName {
+    /// Puts the path back where it is gone.
+    pub(super) fn restore(&self) -> Result<(), Errno> {
+        if file_at(&self.path).is_some() {
+            return Ok(());
+        }
+        let link = || match rustix::fs::linkat(CWD, &self.hidden, CWD, &self.path, AtFlags::empty()) {
+            Err(Errno::EXIST) => Ok(()),
+            linked => linked,
+        };
+        self.as_owner(link)
+    }
+
+    /// Whether the path leads to this socket.
+    pub(super) fn is_in_place(&self) -> bool {
+        file_at(&self.path) == Some(self.file)
+    }
+
+    fn as_owner(&self, action: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+        match &self.owner {
+            Some(owner) => owner.act(With::ItsOwn, action)?,
+            None => action(),
+        }
+    }
+}
+
+impl Drop for KeptName {
+    fn drop(&mut self) {
+        let _ = self.as_owner(|| {
+            for path in [&self.path, &self.hidden] {
+                if file_at(path) == Some(self.file) {
+                    let _ = rustix::fs::unlink(path);
+                }
+            }
+            Ok(())
+        });
+    }
+}

@@ -1,0 +1,240 @@
+//! One address that workers share: the sockets that panzer holds for it, and who uses them.
+//!
+//! Must never bind what the worker could not bind by itself: the kernel is asked as the worker.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt,
+};
+
+use super::caller::{Caller, CallersSocket, Protocol, Wanted, inode};
+use super::names::{KeptName, Names};
+use super::options::Options;
+use crate::linux::sys;
+use crate::supervisor::WorkerId;
+
+/// The state of a TCP socket that is neither connected nor listening (`TCP_CLOSE`, include/net/tcp_states.h).
+const TCP_CLOSE: u8 = 7;
+
+/// What the workers call it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Address {
+    /// A port.
+    Internet(SocketAddr),
+    /// A path from the root, with no link in its directory.
+    Path(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Internet(address) => write!(f, "tcp://{address}"),
+            Self::Path(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+/// An address that workers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// What they call it.
+    pub(super) address: Address,
+    /// One for all, or one a slot.
+    pub(super) sockets: Vec<Rc<OwnedFd>>,
+    /// The length of the queue, once it listens.
+    pub(super) backlog: Option<i32>,
+    /// `--listen` names it: it is there for as long as panzer is, and for every user.
+    pub(super) declared: bool,
+    /// Who bound it first; its user is the only one who shares it.
+    maker: Option<(sys::Pid, u32)>,
+    /// The lives that have it.
+    pub(super) holders: BTreeSet<WorkerId>,
+    /// When to see whether anybody still needs it.
+    pub(super) look_at: Option<Duration>,
+    /// Keeps a path in place.
+    pub(super) name: Option<KeptName>,
+}
+
+/// The sockets, and what keeps their path.
+pub(super) type Bound = (Vec<OwnedFd>, Option<KeptName>);
+
+/// A first bind, and what is needed for it.
+pub(super) struct FirstBind<'a> {
+    /// Who binds.
+    pub(super) caller: &'a Caller,
+    /// The socket that is bound.
+    pub(super) socket: &'a CallersSocket,
+    /// panzer's own descriptor for it, where it can be had.
+    pub(super) taken: Option<OwnedFd>,
+    /// What the caller has set on it.
+    pub(super) options: &'a Options,
+    /// The address as the caller wrote it.
+    pub(super) wanted: &'a Wanted,
+    /// The same for panzer.
+    pub(super) address: &'a Address,
+    /// How many queues it is to have.
+    pub(super) queues: u32,
+}
+
+impl FirstBind<'_> {
+    /// Binds the address, with the caller's own socket where it can be had and one queue is enough. To be called as the
+    /// caller.
+    ///
+    /// # Errors
+    /// What the kernel says to the caller.
+    pub(super) fn bind(&self, names: &mut Names) -> Result<Bound, Errno> {
+        match (self.wanted, self.address) {
+            (Wanted::Internet(address), _) => Ok((self.bind_port(*address)?, None)),
+            (Wanted::Path(typed), Address::Path(path)) => self.bind_path(typed, path, names),
+            (Wanted::Path(_), Address::Internet(_)) => Err(Errno::INVAL),
+        }
+    }
+
+    fn bind_port(&self, address: SocketAddr) -> Result<Vec<OwnedFd>, Errno> {
+        if self.queues == 1 {
+            let socket = self.one_socket()?;
+            bind(&socket, &address)?;
+            return Ok(vec![socket]);
+        }
+        // Multipath TCP knows no groups; its clients speak plain TCP then.
+        let one = |is_of_group: bool| {
+            let socket = new_socket(Protocol::Tcp, address.is_ipv6())?;
+            self.options.apply(socket.as_fd());
+            if is_of_group {
+                sockopt::set_socket_reuseport(&socket, true)?;
+            }
+            bind(&socket, &address).map(|()| socket)
+        };
+        // Sockets of a group bind beside those of another server of the same user; this one only where the caller's would.
+        drop(one(false)?);
+        (0..self.queues).map(|_| one(true)).collect()
+    }
+
+    fn bind_path(&self, typed: &Path, path: &Path, names: &mut Names) -> Result<Bound, Errno> {
+        let socket = self.one_socket()?;
+        let address = SocketAddrUnix::new(typed)?;
+        if typed.is_absolute() {
+            bind(&socket, &address)?;
+        } else {
+            // The socket tells everyone who asks what it was bound to, so it is bound to just that.
+            let own = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            rustix::process::fchdir(self.caller.directory()?)?;
+            let bound = bind(&socket, &address);
+            rustix::process::fchdir(own)?;
+            bound?;
+        }
+        // Without a second link the path is as safe as it would be without panzer.
+        let name = names.keep(path, Some(self.caller.identity.clone())).ok();
+        Ok((vec![socket], name))
+    }
+
+    /// The caller's own socket, or one that is like it.
+    fn one_socket(&self) -> Result<OwnedFd, Errno> {
+        if let Some(taken) = &self.taken {
+            return rustix::io::fcntl_dupfd_cloexec(taken, 0);
+        }
+        let is_ipv6 = matches!(self.wanted, Wanted::Internet(SocketAddr::V6(_)));
+        let socket = new_socket(self.socket.protocol.ok_or(Errno::PROTONOSUPPORT)?, is_ipv6)?;
+        self.options.apply(socket.as_fd());
+        Ok(socket)
+    }
+}
+
+/// A new socket of this kind.
+pub(super) fn new_socket(protocol: Protocol, is_ipv6: bool) -> Result<OwnedFd, Errno> {
+    let internet = if is_ipv6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    let (family, protocol) = match protocol {
+        Protocol::Tcp => (internet, None),
+        Protocol::Mptcp => (internet, Some(ipproto::MPTCP)),
+        Protocol::UnixStream => (AddressFamily::UNIX, None),
+    };
+    socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, protocol)
+}
+
+impl Shared {
+    /// What a worker has just bound.
+    pub(super) fn bound(address: Address, caller: &Caller, (sockets, name): Bound) -> Self {
+        let maker = Some((caller.identity.process, caller.identity.uid()));
+        let sockets = sockets.into_iter().map(Rc::new).collect();
+        let (backlog, holders, look_at) = (None, BTreeSet::new(), None);
+        Self { address, sockets, backlog, declared: false, maker, holders, look_at, name }
+    }
+
+    /// An address that `--listen` names and that listens already.
+    pub(super) fn declared(address: Address, sockets: Vec<Rc<OwnedFd>>, backlog: i32) -> Self {
+        let (maker, look_at, name) = (None, None, None);
+        Self {
+            address,
+            sockets,
+            backlog: Some(backlog),
+            declared: true,
+            maker,
+            holders: BTreeSet::new(),
+            look_at,
+            name,
+        }
+    }
+
+    /// The socket of a slot.
+    pub(super) fn socket_of(&self, slot: u32) -> Option<&Rc<OwnedFd>> {
+        usize::try_from(slot).ok().and_then(|slot| self.sockets.get(slot)).or_else(|| self.sockets.first())
+    }
+
+    /// Whether one of its sockets is this one.
+    pub(super) fn has(&self, wanted: u64) -> bool {
+        self.sockets.iter().any(|socket| inode(socket) == Some(wanted))
+    }
+
+    /// Whether it is one that `user` may share: its maker's, or one that `--listen` names.
+    pub(super) fn is_for(&self, user: u32) -> bool {
+        self.maker.is_none_or(|(_, uid)| uid == user)
+    }
+
+    /// Whether it was bound and never listened, and is connected to somebody by now: no listener, and not to be shared.
+    pub(super) fn is_connected(&self) -> bool {
+        let state = |socket: &Rc<OwnedFd>| {
+            sys::socket_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO).map(|[state, ..]| state)
+        };
+        self.backlog.is_none()
+            && self.sockets.iter().any(|socket| state(socket).is_some_and(|state| state != TCP_CLOSE))
+    }
+
+    /// Whether it never listened, and whoever bound it has closed it.
+    pub(super) fn is_closed_again(&self) -> bool {
+        let is_open = |(process, _)| {
+            let caller = Caller::new(process);
+            let inodes: Vec<u64> = self.sockets.iter().filter_map(|socket| inode(socket)).collect();
+            caller.is_ok_and(|caller| inodes.iter().any(|inode| caller.has_open(*inode)))
+        };
+        self.backlog.is_none() && !self.maker.is_some_and(is_open)
+    }
+
+    /// Lets it listen, with a queue at least as long as it has by now. True where it did not before.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn listen(&mut self, caller: &Caller, backlog: i32) -> Result<bool, Errno> {
+        let longest = self.backlog.map_or(backlog, |before| before.max(backlog));
+        // One whose worker has shut it down does not listen any more.
+        let all_listen = self.sockets.iter().all(|socket| sockopt::socket_acceptconn(socket) == Ok(true));
+        if all_listen && self.backlog == Some(longest) {
+            return Ok(false);
+        }
+        let sockets = &self.sockets;
+        let all = || sockets.iter().try_for_each(|socket| listen(socket, longest));
+        // A client may ask whose a UNIX listener is.
+        match self.address {
+            Address::Path(_) => caller.identity.act(caller.with, all)??,
+            Address::Internet(_) => all()?,
+        }
+        Ok(self.backlog.replace(longest).is_none())
+    }
+}

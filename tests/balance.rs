@@ -1,0 +1,445 @@
+//! `--balance`: one queue for all workers, or one for each, which panzer keeps over the lives of its slot.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::support::binders::{Binders, addr, alone, binder, free_port, has_ipv6, is_root, left_out, ways, word};
+use crate::support::load::{self, Failure, Load, LoadOptions, Mode};
+use crate::support::panzer::shell_status;
+use crate::support::worker::{panzer, sh, text};
+use crate::support::{process, wait_until};
+
+/// Options for workers with queues of their own that are replaced at once.
+const AT_ONCE: &str = "--balance per-worker --ready exec --backoff 0:0";
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// The steps of a server on this port.
+fn serving(port: u16) -> String {
+    format!("tcp4 bind=127.0.0.1:{port} listen=511 inode options serve sleep")
+}
+
+/// The steps of a server that takes what is handed down.
+const TAKING: &str = "fd=3 listen=511 inode options serve sleep";
+
+/// How many of so many requests each worker answered.
+#[track_caller]
+fn shares(port: u16, count: usize) -> BTreeMap<String, usize> {
+    let mut shares = BTreeMap::new();
+    for _ in 0..count {
+        let body = load::one(&local(port).into()).unwrap_or_else(|failure| panic!("{failure}"));
+        *shares.entry(word(&body, "worker=")).or_default() += 1;
+    }
+    shares
+}
+
+/// How many connections wait at the listeners of a port.
+fn queued(port: u16) -> usize {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let at = format!("0100007F:{port:04X}");
+    let fields = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let listeners = fields.filter(|fields| fields.get(1) == Some(&at.as_str()) && fields.get(3) == Some(&"0A"));
+    let queue = |fields: Vec<&str>| usize::from_str_radix(fields[4].split_once(':').unwrap().1, 16).unwrap();
+    listeners.map(queue).sum()
+}
+
+fn stop(pid: u32) {
+    process::send_signal(pid, libc::SIGSTOP);
+    wait_until("it is stopped", || process::stat(pid).is_some_and(|one| one.state == 'T'));
+}
+
+/// Requests that were all sent, some of which wait at a stopped worker.
+struct Waiting(Vec<JoinHandle<Result<String, Failure>>>);
+
+impl Waiting {
+    /// Sends so many requests, of which each is answered or waits when this returns.
+    #[track_caller]
+    fn at(port: u16, count: usize) -> Waiting {
+        let waiting = Waiting((0..count).map(|_| thread::spawn(move || load::one(&local(port).into()))).collect());
+        wait_until("each is answered or waits", || waiting.open() == queued(port) && waiting.sent(port));
+        assert!(waiting.open() > 0, "none waits");
+        waiting
+    }
+
+    fn open(&self) -> usize {
+        self.0.iter().filter(|one| !one.is_finished()).count()
+    }
+
+    /// Whether no connection is still being made.
+    fn sent(&self, port: u16) -> bool {
+        queued(port) == self.open()
+    }
+
+    fn results(self) -> Vec<Result<String, Failure>> {
+        self.0.into_iter().map(|one| one.join().unwrap()).collect()
+    }
+}
+
+// Queues
+
+#[test]
+fn by_default_all_workers_share_one_queue() {
+    for option in ["", "--balance shared"] {
+        let port = free_port();
+        let all = Binders::start(&format!("-n 3 {option}"), &serving(port));
+        all.wait_all(3, "serve -> ok");
+        let inodes: BTreeSet<String> = (0..3).map(|slot| all.value(slot, "inode")).collect();
+        assert_eq!(inodes.len(), 1);
+        assert!(all.value(2, "options").contains(" reuseport=00000000 "));
+        all.end();
+    }
+}
+
+#[test]
+fn per_worker_each_slot_has_a_queue_that_its_lives_keep() {
+    for declared in [false, true] {
+        for (way, wrapper) in ways() {
+            let port = free_port();
+            let (option, steps) = if declared {
+                (format!("-l 127.0.0.1:{port}"), TAKING.to_string())
+            } else {
+                (String::new(), serving(port))
+            };
+            let options = format!("-n 3 {AT_ONCE} {option}");
+            let all = Binders::start_through(Binders::directory(), &wrapper, &options, |out| binder(out, &steps));
+            all.wait_all(3, "serve -> ok");
+            let inodes: BTreeSet<String> = (0..3).map(|slot| all.value(slot, "inode")).collect();
+            assert_eq!(inodes.len(), 3, "{way}");
+            for slot in 0..3 {
+                assert!(all.value(slot, "options").contains(" reuseport=01000000 "), "{way}");
+                for _ in 0..2 {
+                    all.running.kill_worker(slot);
+                }
+                all.wait_lines(slot, "serve -> ok", 2);
+                let of_lives: BTreeSet<String> = all.values(slot, "inode", 2).into_iter().collect();
+                assert_eq!(of_lives.len(), 1, "{way}");
+            }
+            all.wait_answers(&local(port).into(), 3);
+            all.end();
+            assert_eq!(load::one(&local(port).into()), Err(Failure::Refused));
+        }
+    }
+}
+
+#[test]
+fn per_worker_a_worker_that_binds_a_declared_address_gets_the_queue_that_it_was_handed() {
+    let port = free_port();
+    let steps = format!("fd=3 inode tcp4 bind=127.0.0.1:{port} listen=5 inode serve sleep");
+    let all = Binders::start(&format!("-n 3 --balance per-worker -l 127.0.0.1:{port}"), &steps);
+    all.wait_all(3, "serve -> ok");
+    for slot in 0..3 {
+        let inodes = all.values(slot, "inode", 2);
+        assert_eq!(inodes[0], inodes[1]);
+    }
+    all.wait_answers(&local(port).into(), 3);
+    all.end();
+}
+
+#[test]
+fn per_worker_the_options_but_one_are_the_apps_own() {
+    for set in ["tcp4+nonblock set=reuseaddr:1 set=rcvbuf:65536", "tcp4+cloexec set=deferaccept:5 set=fastopen:16"] {
+        for (way, wrapper) in ways() {
+            let port = free_port();
+            let steps = format!("{set} bind=127.0.0.1:{port} listen=511 name options");
+            let expected: Vec<String> =
+                alone(&steps).iter().map(|line| line.replace(" reuseport=00000000", " reuseport=01000000")).collect();
+            let options = "-n 3 --balance per-worker";
+            let all = Binders::start_through(Binders::directory(), &wrapper, options, |out| {
+                binder(out, &format!("{steps} sleep"))
+            });
+            for slot in 0..3 {
+                wait_until("all steps are done", || all.results(slot).len() == expected.len());
+                assert_eq!(all.results(slot), expected, "{way}");
+            }
+            all.end();
+        }
+    }
+}
+
+#[test]
+fn per_worker_paths_stay_one_queue() {
+    let scratch = Binders::directory();
+    let path = scratch.path("x.sock");
+    let steps = format!("fd=3 inode unlink={0} unix bind={0} listen=5 inode serve sleep", path.display());
+    let options = format!("-n 3 --balance per-worker -l unix://{}.declared", path.display());
+    let all = Binders::start_in(scratch, &options, &steps);
+    all.wait_all(3, "serve -> ok");
+    let inodes: BTreeSet<Vec<String>> = (0..3).map(|slot| all.values(slot, "inode", 2)).collect();
+    assert_eq!(inodes.len(), 1);
+    all.wait_answers(&load::Addr::Unix(path), 3);
+    all.end();
+}
+
+#[test]
+fn per_worker_works_for_another_user_and_for_both_families() {
+    let user = if is_root() { "-u 12345" } else { "" };
+    let port = free_port();
+    let all = Binders::start(&format!("-n 3 --balance per-worker {user}"), &serving(port));
+    all.wait_all(3, "serve -> ok");
+    all.wait_answers(&local(port).into(), 3);
+    all.end();
+    if !has_ipv6() {
+        return left_out("IPv6: this machine has none");
+    }
+    let port = free_port();
+    let steps = format!(
+        "tcp4 bind=0.0.0.0:{port} listen=5 tcp6 set=v6only:1 bind=[::]:{port} listen=5 tcp4 bind=127.0.0.1:{} listen=5 serve sleep",
+        free_port()
+    );
+    let all = Binders::start(&format!("-n 3 --balance per-worker {user}"), &steps);
+    all.wait_all(3, "serve -> ok");
+    assert_eq!(all.wait_answers(&addr(&format!("127.0.0.1:{port}")), 3), BTreeSet::from(["0".to_string()]));
+    assert_eq!(all.wait_answers(&addr(&format!("[::1]:{port}")), 3), BTreeSet::from(["1".to_string()]));
+    all.end();
+    let port = free_port();
+    let all = Binders::start("-n 3 --balance per-worker", &format!("tcp6 bind=[::]:{port} listen=5 serve sleep"));
+    all.wait_all(3, "serve -> ok");
+    all.wait_answers(&addr(&format!("127.0.0.1:{port}")), 3);
+    all.wait_answers(&addr(&format!("[::1]:{port}")), 3);
+    all.end();
+}
+
+#[test]
+fn per_worker_another_program_can_have_neither_the_port_nor_a_share_of_it() {
+    let port = free_port();
+    let all = Binders::start("-n 2 --balance per-worker", &serving(port));
+    all.wait_all(2, "serve -> ok");
+    assert_eq!(alone(&format!("tcp4 bind=127.0.0.1:{port}"))[1], format!("bind=127.0.0.1:{port} -> EADDRINUSE"));
+    all.end();
+}
+
+// Shares
+
+#[test]
+fn per_worker_connections_are_spread_evenly() {
+    let port = free_port();
+    let all = Binders::start("-n 4 --balance per-worker", &serving(port));
+    all.wait_all(4, "serve -> ok");
+    all.wait_answers(&local(port).into(), 4);
+    // A hundred each are expected; fewer than fifty is one case in a million.
+    let short = shares(port, 400);
+    println!("short connections: {short:?}");
+    assert!(short.len() == 4 && short.values().all(|count| *count >= 50), "{short:?}");
+    let mut kept: Vec<TcpStream> = Vec::new();
+    let mut shares: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..400 {
+        let mut connection = TcpStream::connect(local(port)).unwrap();
+        connection.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let mut answer = [0; 512];
+        let count = connection.read(&mut answer).unwrap();
+        *shares.entry(word(&String::from_utf8_lossy(&answer[..count]), "worker=")).or_default() += 1;
+        kept.push(connection);
+    }
+    println!("kept connections: {shares:?}");
+    assert!(shares.len() == 4 && shares.values().all(|count| *count >= 50), "{shares:?}");
+    drop(kept);
+    all.end();
+}
+
+#[test]
+fn per_worker_datagrams_are_spread_too_and_each_client_keeps_its_worker() {
+    let port = free_port();
+    let all = Binders::start(&format!("-n 4 {AT_ONCE} -l udp://127.0.0.1:{port}"), "fd=3 inode serve sleep");
+    all.wait_all(4, "serve -> ok");
+    let inodes: BTreeSet<String> = (0..4).map(|slot| all.value(slot, "inode")).collect();
+    assert_eq!(inodes.len(), 4);
+    let ask = |client: &UdpSocket| {
+        client.send_to(b"who", local(port)).unwrap();
+        let mut answer = [0; 100];
+        let count = client.recv(&mut answer).unwrap();
+        word(&String::from_utf8_lossy(&answer[..count]), "worker=")
+    };
+    let mut shares: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..400 {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let worker = ask(&client);
+        assert_eq!(ask(&client), worker);
+        *shares.entry(worker).or_default() += 1;
+    }
+    println!("datagrams: {shares:?}");
+    assert!(shares.len() == 4 && shares.values().all(|count| *count >= 50), "{shares:?}");
+    all.end();
+}
+
+// Rotation
+
+/// Two workers of which the second one waits for a file before it listens.
+fn one_waits(options: &str, port: u16, declared: bool) -> (Binders, PathBuf) {
+    let scratch = Binders::directory();
+    let go = scratch.path("go");
+    let option = if declared { format!("-l 127.0.0.1:{port}") } else { String::new() };
+    let steps = if declared { TAKING.to_string() } else { serving(port) };
+    let options = format!("-n 2 --balance per-worker --ready bind {options} {option}");
+    let all = Binders::start_through(scratch, &[], &options, |out| {
+        let waits = binder(out, &format!("wait={} {steps}", text(&go))).join(" ");
+        let serves = binder(out, &steps).join(" ");
+        sh(&format!("if [ $PANZER_WORKER_ID = 0 ]; then exec {serves}; else exec {waits}; fi"))
+    });
+    (all, go)
+}
+
+#[test]
+fn per_worker_a_slot_that_is_not_ready_is_given_no_connection() {
+    for declared in [false, true] {
+        let port = free_port();
+        let (all, go) = one_waits("--backoff 0:0", port, declared);
+        all.wait_lines(0, "serve -> ok", 1);
+        all.running.wait_slots(2);
+        // Its readiness has been seen when an answer comes that only it can give; so ask until none waits.
+        wait_until("the first one is in rotation alone", || load::one(&local(port).into()).is_ok());
+        assert_eq!(shares(port, 100), BTreeMap::from([("0".to_string(), 100)]), "declared: {declared}");
+        fs::write(&go, "").unwrap();
+        all.wait_lines(1, "serve -> ok", 1);
+        all.wait_answers(&local(port).into(), 2);
+        // Once more, for a slot that has been ready before.
+        fs::remove_file(&go).unwrap();
+        all.running.kill_worker(1);
+        wait_until("it is out of rotation", || shares(port, 30).len() == 1);
+        assert_eq!(shares(port, 100), BTreeMap::from([("0".to_string(), 100)]), "declared: {declared}");
+        fs::write(&go, "").unwrap();
+        all.wait_answers(&local(port).into(), 2);
+        all.end();
+    }
+}
+
+#[test]
+fn per_worker_while_no_slot_is_ready_connections_wait_at_all_and_none_is_lost() {
+    let port = free_port();
+    let scratch = Binders::directory();
+    let go = scratch.path("go");
+    let steps = format!("wait={} {TAKING}", text(&go));
+    let options = format!("-n 2 --balance per-worker --ready bind -l 127.0.0.1:{port}");
+    let all = Binders::start_in(scratch, &options, &steps);
+    all.running.listening();
+    let waiting = Waiting::at(port, 40);
+    assert_eq!(waiting.open(), 40);
+    fs::write(&go, "").unwrap();
+    let results = waiting.results();
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let workers: BTreeSet<String> = results.iter().flatten().map(|body| word(body, "worker=")).collect();
+    assert_eq!(workers.len(), 2);
+    all.end();
+}
+
+#[test]
+fn per_worker_what_waits_at_a_slot_is_answered_by_its_next_life() {
+    for declared in [false, true] {
+        let port = free_port();
+        let (option, steps) = if declared {
+            (format!("-l 127.0.0.1:{port}"), TAKING.to_string())
+        } else {
+            (String::new(), serving(port))
+        };
+        let all = Binders::start(&format!("-n 2 {AT_ONCE} {option}"), &steps);
+        all.wait_all(2, "serve -> ok");
+        for life in 2..5 {
+            let slots = all.running.wait_slots(2);
+            stop(slots[&1]);
+            let waiting = Waiting::at(port, 40);
+            process::send_signal(slots[&1], libc::SIGKILL);
+            let results = waiting.results();
+            let answers: Vec<&String> = results.iter().flatten().collect();
+            assert_eq!(answers.len(), 40, "{results:?}");
+            assert!(answers.iter().any(|body| word(body, "worker=") == "1"));
+            all.wait_lines(1, "serve -> ok", life);
+        }
+        all.end();
+    }
+}
+
+#[test]
+fn per_worker_what_waits_at_a_slot_that_is_away_for_long_is_reset_at_once() {
+    // Away for an hour, or for ever.
+    for (options, lives) in [("--ready exec --backoff 1h:1h", 2), ("--ready exec --restart never", 1)] {
+        for declared in [false, true] {
+            let port = free_port();
+            let (option, steps) = if declared {
+                (format!("-l 127.0.0.1:{port}"), TAKING.to_string())
+            } else {
+                (String::new(), serving(port))
+            };
+            let all = Binders::start(&format!("-n 2 --balance per-worker {options} {option}"), &steps);
+            all.wait_all(2, "serve -> ok");
+            for life in 1..lives {
+                // The first time there is no delay.
+                all.running.kill_worker(1);
+                all.wait_lines(1, "serve -> ok", life + 1);
+            }
+            let slots = all.running.wait_slots(2);
+            stop(slots[&1]);
+            let waiting = Waiting::at(port, 40);
+            process::send_signal(slots[&1], libc::SIGKILL);
+            let results = waiting.results();
+            let reset = results.iter().filter(|result| **result == Err(Failure::Reset)).count();
+            let answered = results.iter().flatten().filter(|body| word(body, "worker=") == "0").count();
+            assert!(reset > 0 && reset + answered == 40, "{results:?}");
+            assert_eq!(shares(port, 100), BTreeMap::from([("0".to_string(), 100)]), "nothing more goes there");
+            all.end();
+        }
+    }
+}
+
+#[test]
+fn per_worker_what_waits_is_kept_while_no_other_slot_could_take_it() {
+    let port = free_port();
+    let all = Binders::start("-n 2 --balance per-worker --ready exec --backoff 3s:3s", &serving(port));
+    all.wait_all(2, "serve -> ok");
+    for slot in 0..2 {
+        all.running.kill_worker(slot);
+        all.wait_lines(slot, "serve -> ok", 2);
+    }
+    let slots = all.running.wait_slots(2);
+    for worker in slots.values() {
+        stop(*worker);
+    }
+    let waiting = Waiting::at(port, 40);
+    for worker in slots.values() {
+        process::send_signal(*worker, libc::SIGKILL);
+    }
+    // What came to the first slot that died may have been let go, as the other one was still ready.
+    let results = waiting.results();
+    let answered = results.iter().flatten().count();
+    assert!(answered > 0, "{results:?}");
+    assert!(results.iter().all(|result| result.is_ok() || *result == Err(Failure::Reset)), "{results:?}");
+    all.end();
+}
+
+#[test]
+fn per_worker_killed_workers_under_load_lose_no_more_than_what_they_had_in_hand() {
+    for mode in [Mode::Short, Mode::KeepAlive] {
+        let port = free_port();
+        let all = Binders::start(&format!("-n 3 {AT_ONCE}"), &serving(port));
+        all.wait_all(3, "serve -> ok");
+        let load = Load::start(local(port), LoadOptions { connections: 6, mode, ..LoadOptions::default() });
+        for round in 0..20_u32 {
+            let before = load.count();
+            wait_until("there is load", || load.count() > before + 20);
+            all.running.kill_worker(round % 3);
+        }
+        let report = load.stop();
+        println!("{mode:?}: {report}");
+        assert_eq!((report.refused, report.timed_out, report.other.len()), (0, 0, 0), "{report}");
+        assert!(report.lost() <= 20 * 6, "{report}");
+        all.end();
+    }
+}
+
+// Words
+
+#[test]
+fn another_word_or_no_workers_are_refused() {
+    for options in ["-n 2 --balance evenly", "--balance per-worker", "-n 2 --share-ports maybe"] {
+        let output = panzer(options, &["true"]).run();
+        assert_eq!(shell_status(output.status), 125, "{options}: {output:?}");
+        assert!(output.stderr.starts_with("panzer: cannot "), "{output:?}");
+        assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
+    }
+}
