@@ -11,6 +11,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
+use super::children::{Child, Children};
 use super::decider::Decider;
 use super::guard::{Guard, GuardSettings};
 use super::listen::OwnPath;
@@ -24,7 +25,7 @@ use crate::config::VERSION;
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
 use crate::supervisor::report::{Level, Report};
-use crate::supervisor::{Effect, End, Event, NotRun, Reach, WorkerId};
+use crate::supervisor::{Effect, End, Event, NotRun, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
@@ -95,18 +96,6 @@ pub(super) struct Prepared {
     pub(super) log: Log,
 }
 
-/// A worker's process, or what is left of its group.
-struct Child {
-    worker: WorkerId,
-    pid: Pid,
-    /// Open until the program is executed.
-    channel: Option<OwnedFd>,
-    /// What went wrong before that; told when the child is reaped, which follows at once.
-    failure: Option<Failure>,
-    /// The main process was reaped; its number now stands for the group only.
-    reaped: bool,
-}
-
 /// panzer, ready to run.
 pub struct Running {
     prepared: Prepared,
@@ -114,7 +103,7 @@ pub struct Running {
     signals: OwnedFd,
     guard: Option<Guard>,
     guard_at: Option<Duration>,
-    children: Vec<Child>,
+    children: Children,
     /// It was said what runs.
     announced: bool,
     /// What the supervisor has not been told yet.
@@ -153,7 +142,7 @@ impl Running {
             signals,
             guard: None,
             guard_at: None,
-            children: Vec::new(),
+            children: Children::default(),
             announced: false,
             events: VecDeque::new(),
             paths: Vec::new(),
@@ -313,7 +302,7 @@ impl Running {
         for effect in effects {
             match effect {
                 Effect::Spawn(worker) => self.spawn(worker),
-                Effect::Signal(worker, reach, signal) => self.signal(worker, reach, signal),
+                Effect::Signal(worker, reach, signal) => self.children.signal(worker, reach, signal),
                 Effect::LookForRemaining => {
                     self.watching_remaining = true;
                     self.events.push_back(if self.something_remains() {
@@ -340,7 +329,7 @@ impl Running {
                         self.announced = true;
                         self.announce();
                     }
-                    let child = self.children.iter().find(|child| Some(child.worker) == report.worker());
+                    let child = report.worker().and_then(|worker| self.children.of(worker));
                     let pid = child.map(|child| child.pid.number());
                     self.prepared.log.report(&report, self.prepared.decider.is_supervisor(), pid);
                 }
@@ -386,7 +375,7 @@ impl Running {
         };
         let pid = spawned.pid;
         let added = epoll::add(&self.epoll, &spawned.channel, Token::Child(pid).to_data(), epoll::EventFlags::IN);
-        self.children.push(Child { worker, pid, channel: Some(spawned.channel), failure: None, reaped: false });
+        self.children.add(Child { worker, pid, channel: Some(spawned.channel), failure: None, reaped: false });
         // Another guard is told of all children there are, so of this one too.
         if let Some(guard) = &self.guard
             && guard.add(pid).is_err()
@@ -399,17 +388,12 @@ impl Running {
         }
     }
 
-    /// The child whose main process `pid` is.
-    fn child(&mut self, pid: Pid) -> Option<&mut Child> {
-        self.children.iter_mut().find(|child| child.pid == pid && !child.reaped)
-    }
-
     /// A worker's start has news, up to its program's execution or what kept it from that.
     fn channel_ready(&mut self, pid: Pid) {
         let now = self.now();
         let Self { children, prepared, events, epoll, .. } = self;
         let Prepared { launcher, ports, log, .. } = prepared;
-        let Some(child) = children.iter_mut().find(|child| child.pid == pid && !child.reaped) else { return };
+        let Some(child) = children.running(pid) else { return };
         while let Some(channel) = child.channel.take() {
             match launcher.read_channel(&channel) {
                 None => {
@@ -481,7 +465,7 @@ impl Running {
 
     /// A child was reaped, or stopped by job control. Who is not known was adopted: reaping it was all.
     fn child_changed(&mut self, pid: Pid, status: WaitStatus) {
-        if self.child(pid).is_none() {
+        if self.children.running(pid).is_none() {
             return;
         }
         if let Some(signal) = status.stopping_signal() {
@@ -492,7 +476,7 @@ impl Running {
         // What its start said comes before its end.
         self.channel_ready(pid);
         let group_left = sys::exists(Target::Group(pid));
-        let Some(child) = self.child(pid) else { return };
+        let Some(child) = self.children.running(pid) else { return };
         child.reaped = true;
         let worker = child.worker;
         let event = match child.failure.take() {
@@ -507,38 +491,23 @@ impl Running {
 
     /// Lets go of the groups of which nothing is left. In init mode there is one, and its number is needed to the end.
     fn forget_the_gone(&mut self) {
-        let Self { children, guard, events, prepared, .. } = self;
+        if !self.prepared.decider.is_supervisor() {
+            return;
+        }
+        let Self { children, guard, events, .. } = self;
         let mut guard_lost = false;
-        children.retain(|child| {
-            if !prepared.decider.is_supervisor() || !child.reaped || sys::exists(Target::Group(child.pid)) {
-                return true;
-            }
+        for child in children.take_the_gone() {
             guard_lost |= guard.as_ref().is_some_and(|guard| guard.remove(child.pid).is_err());
             events.push_back(Event::GroupGone(child.worker));
-            false
-        });
+        }
         if guard_lost {
             self.guard_died();
         }
     }
 
-    fn signal(&mut self, worker: WorkerId, reach: Reach, signal: Signal) {
-        let Some(child) = self.children.iter().find(|child| child.worker == worker) else { return };
-        let (process, group) = (Target::Process(child.pid), Target::Group(child.pid));
-        if child.reaped {
-            // The group keeps its number as long as one of its processes lives. Where there is a process of that very
-            // number, it was made later: the group had gone, and the number was given away.
-            if !sys::exists(process) {
-                let _ = sys::kill(group, signal);
-            }
-        } else if reach == Reach::MainProcess || sys::kill(group, signal).is_err() {
-            let _ = sys::kill(process, signal);
-        }
-    }
-
     /// Whether any process is left that panzer started or adopted.
     fn something_remains(&self) -> bool {
-        let group_left = self.children.iter().any(|child| sys::exists(Target::Group(child.pid)));
+        let group_left = self.children.groups().any(|group| sys::exists(Target::Group(group)));
         // The guard does not count: it has no exit signal, so this wait does not see it.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         group_left || !matches!(rustix::process::waitid(WaitId::All, options), Err(Errno::CHILD))
@@ -551,10 +520,8 @@ impl Running {
             return self.sweep.send_to_namespace(signal);
         }
         let Some(all) = processes::all() else {
-            // Without /proc the groups are all that is known; a number that a process has now was given away.
-            let groups = self.children.iter().filter(|child| !child.reaped || !sys::exists(Target::Process(child.pid)));
-            let groups: Vec<Pid> = groups.map(|child| child.pid).collect();
-            return self.sweep.send_to_groups(signal, &groups);
+            // Without /proc the groups are all that is known.
+            return self.sweep.send_to_groups(signal, &self.children.groups_left());
         };
         let guard = self.guard.as_ref().map(Guard::pid);
         let remaining = processes::descendants(&all, self.own, guard);
@@ -565,7 +532,7 @@ impl Running {
     fn ensure_guard(&mut self) {
         let Some(settings) = &self.prepared.guard else { return };
         self.guard_at = None;
-        let groups = self.children.iter().map(|child| child.pid);
+        let groups = self.children.groups();
         let started = Guard::start(settings, groups, &mut self.prepared.log).and_then(|guard| {
             // No event is asked for: an error, which is what a reader's end makes, is always told.
             epoll::add(&self.epoll, guard.descriptor(), Token::Guard.to_data(), epoll::EventFlags::empty())?;
@@ -596,10 +563,10 @@ impl Running {
 
     /// After the only start in init mode: what panzer was given is now the child's alone.
     fn close_inherited(&self) {
-        let pipes = self.children.iter().filter_map(|child| child.channel.as_ref()).map(AsRawFd::as_raw_fd);
+        let channels = self.children.channels().map(AsRawFd::as_raw_fd);
         let guard = self.guard.as_ref().map(|guard| guard.descriptor().as_raw_fd());
         let own = [self.epoll.as_fd().as_raw_fd(), self.signals.as_raw_fd()];
-        let mut kept: Vec<i32> = own.into_iter().chain(pipes).chain(guard).collect();
+        let mut kept: Vec<i32> = own.into_iter().chain(channels).chain(guard).collect();
         kept.sort_unstable();
         let mut first = 3;
         for number in kept {

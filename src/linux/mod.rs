@@ -3,7 +3,7 @@
 //! Must never decide: how long to wait, whom to stop and when to give up stands in `supervisor`.
 //!
 //! - `prepare`, `check`: from what was asked for to something that runs, or to a description of it
-//! - `event_loop`, `decider`: waits, tells the supervisor, does what it asks for
+//! - `event_loop`, `decider`, `children`: waits, tells the supervisor, does what it asks for
 //! - `spawn`, `environment`: a worker's start, and the variables that it sees
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
 //! - `ports`: what workers bind by themselves
@@ -12,6 +12,7 @@
 //! - `sys`: the calls that need `unsafe`
 
 mod check;
+mod children;
 mod cpus;
 mod decider;
 mod env_dir;

@@ -9,6 +9,7 @@
 //! - [`worker`]: one slot's states
 //! - [`restart`]: policy, backoff, jitter
 //! - [`stop`]: stop schedules
+//! - [`rotation`]: which slots get new connections
 //! - `clearing`: what remains at the end
 //! - [`report`]: what there is to say
 
@@ -17,6 +18,7 @@ mod clearing;
 pub mod init;
 pub mod report;
 pub mod restart;
+pub mod rotation;
 #[cfg(test)]
 mod simulation;
 pub mod stop;
@@ -30,15 +32,13 @@ use actions::{Action, Actions};
 use clearing::{Clearing, Progress};
 use report::{Next, Reason, Report};
 use restart::{Backoff, GOOD_LIFE, Random, Restart};
+use rotation::Queue;
 use stop::{Due, Escalation, Schedule};
 use worker::{OrphanedGroup, Proof, Ready, Slot, State};
 
 /// A worker that was ready for at least this long and ends with success has done its work, as servers with a limit of
 /// requests do: that is no failure.
 const LEAST_READY_TIME: Duration = Duration::from_secs(1);
-
-/// Connections wait for a worker that comes no later than this.
-const SOON: Duration = Duration::from_secs(1);
 
 /// A kernel that has no process to give is not asked again sooner, whatever the backoff.
 const SHORTEST_RETRY: Duration = Duration::from_millis(10);
@@ -154,17 +154,6 @@ pub enum Effect {
     Report(Report),
     /// Exit with this status.
     Exit(Status),
-}
-
-/// What happens to the connections of a slot that has a queue of its own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Queue {
-    /// New ones come.
-    Serving,
-    /// New ones go to others; those that wait will be answered by the worker that is there, or will be soon.
-    Held,
-    /// New ones go to others; those that wait are let go of, since nobody will answer them soon.
-    Abandoned,
 }
 
 /// What the supervisor goes by.
@@ -363,14 +352,7 @@ impl Supervisor {
     /// What happens to the connections of each slot, where it has a queue of its own.
     #[must_use]
     pub fn queues(&self, now: Duration) -> Vec<Queue> {
-        let nobody_is_ready = !self.slots.iter().any(|slot| matches!(slot.state, State::Ready { .. }));
-        let queue_of = |slot: &Slot| match slot.state {
-            State::Ready { .. } => Queue::Serving,
-            State::Starting { .. } | State::Draining(_) => Queue::Held,
-            State::Waiting { until } if until <= now + SOON => Queue::Held,
-            State::Waiting { .. } | State::Ended => Queue::Abandoned,
-        };
-        self.slots.iter().map(|slot| if nobody_is_ready { Queue::Serving } else { queue_of(slot) }).collect()
+        rotation::queues(&self.slots, now)
     }
 
     fn exited(&mut self, now: Duration, worker: WorkerId, end: End, group_left: bool, effects: &mut Vec<Effect>) {

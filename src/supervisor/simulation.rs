@@ -11,9 +11,10 @@ use super::actions::{Action, Actions};
 use super::init::{self, CHILD, Init};
 use super::report::Report;
 use super::restart::{Backoff, Random, Restart};
+use super::rotation::{Queue, SOON};
 use super::stop::{KILL_GRACE, Schedule};
 use super::worker::Ready;
-use super::{Effect, End, Event, NotRun, Queue, SOON, Settings, Supervisor, WorkerId};
+use super::{Effect, End, Event, NotRun, Settings, Supervisor, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
 

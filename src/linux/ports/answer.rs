@@ -122,7 +122,7 @@ impl Ports {
             }
         };
         let mut shared = Shared::bound(first.address.clone(), caller, bound);
-        shared.holders.insert(call.worker);
+        shared.is_held_by(call.worker);
         shared.look_at = Some(call.now + UNLISTENED);
         let own = shared.socket_of(call.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
         if !shared.has(socket.inode) {
@@ -173,7 +173,7 @@ impl Ports {
         let own = shared.socket_of(call.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
         options.apply_to_bound(own.as_fd());
         hand_over(call, &own, number, socket)?;
-        shared.holders.insert(call.worker);
+        shared.is_held_by(call.worker);
         if shared.backlog.is_some() {
             shared.look_at = None;
         }
@@ -198,7 +198,7 @@ impl Ports {
         match shared.listen(&caller, backlog.max(least)) {
             Err(error) => return Ok((Answer::Failed(error.raw_os_error()), None)),
             Ok(begins) => {
-                shared.holders.insert(call.worker);
+                shared.is_held_by(call.worker);
                 shared.look_at = None;
                 if begins {
                     log.say(Level::Info, "port_shared", &format!("workers share {}", shared.address));

@@ -6,6 +6,7 @@
 use std::fs;
 
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -55,8 +56,15 @@ impl Identity {
     ///
     /// # Errors
     /// panzer may not become it, and nothing was run.
-    pub(super) fn act<T>(&self, with: With, action: impl FnOnce() -> T) -> Result<T, rustix::io::Errno> {
-        let own = Self::of(Pid::own()).ok_or(rustix::io::Errno::NOENT)?;
+    pub(super) fn act<T>(&self, with: With, action: impl FnOnce() -> T) -> Result<T, Errno> {
+        let (mut action, mut done) = (Some(action), None);
+        self.run(with, &mut || done = action.take().map(|action| action()))?;
+        done.ok_or(Errno::PERM)
+    }
+
+    /// The same for any action, so that it is in the file only once.
+    fn run(&self, with: With, action: &mut dyn FnMut()) -> Result<(), Errno> {
+        let own = Self::of(Pid::own()).ok_or(Errno::NOENT)?;
         let sets = rustix::thread::capabilities(None)?;
         let effective = match with {
             With::ItsOwn => sets.permitted & self.capabilities,
@@ -65,19 +73,15 @@ impl Identity {
         };
         let same_person = (self.uid, self.gid, &self.groups) == (own.uid, own.gid, &own.groups);
         if same_person && effective == sets.effective {
-            let umask = rustix::process::umask(self.umask);
-            let done = action();
-            rustix::process::umask(umask);
-            return Ok(done);
+            self.run_with_umask(action);
+            return Ok(());
         }
         let dumpable = rustix::process::dumpable_behavior()?;
         let pdeathsig = rustix::process::parent_process_death_signal()?;
-        let done = self.become_it(&own, same_person, CapabilitySets { effective, ..sets }).map(|()| {
-            let umask = rustix::process::umask(self.umask);
-            let done = action();
-            rustix::process::umask(umask);
-            done
-        });
+        let became = self.become_it(&own, same_person, CapabilitySets { effective, ..sets });
+        if became.is_ok() {
+            self.run_with_umask(action);
+        }
         own.become_again(sets);
         // The kernel takes these two back with every change of identity.
         let _ = rustix::process::set_dumpable_behavior(match dumpable {
@@ -86,11 +90,17 @@ impl Identity {
             DumpableBehavior::Dumpable | DumpableBehavior::DumpableReadableOnlyByRoot => DumpableBehavior::Dumpable,
         });
         let _ = rustix::process::set_parent_process_death_signal(pdeathsig);
-        done
+        became
+    }
+
+    fn run_with_umask(&self, action: &mut dyn FnMut()) {
+        let umask = rustix::process::umask(self.umask);
+        action();
+        rustix::process::umask(umask);
     }
 
     /// Only the effective ids change: the real and saved ones keep the worker from signalling panzer meanwhile.
-    fn become_it(&self, own: &Self, same_person: bool, sets: CapabilitySets) -> Result<(), rustix::io::Errno> {
+    fn become_it(&self, own: &Self, same_person: bool, sets: CapabilitySets) -> Result<(), Errno> {
         if !same_person {
             if self.groups != own.groups {
                 rustix::thread::set_thread_groups(&self.groups)?;

@@ -36,7 +36,8 @@ use super::log::Log;
 use super::sys::{self, Answer, Notification};
 use crate::error::cause;
 use crate::supervisor::report::Level;
-use crate::supervisor::{Event, Queue, WorkerId};
+use crate::supervisor::rotation::Queue;
+use crate::supervisor::{Event, WorkerId};
 use names::Names;
 use options::Options;
 use shared::{Address, Shared};
@@ -304,7 +305,8 @@ impl Ports {
         let filter = self.filters.swap_remove(at);
         let _ = epoll::delete(&self.epoll, &filter.descriptor);
         for shared in &mut self.shared {
-            if shared.holders.remove(&filter.worker) && shared.holders.is_empty() && !shared.declared {
+            shared.holders.retain(|holder| *holder != filter.worker);
+            if shared.holders.is_empty() && !shared.declared {
                 shared.look_at.get_or_insert(now + UNUSED);
             }
         }

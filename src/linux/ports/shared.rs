@@ -2,7 +2,6 @@
 //!
 //! Must never bind what the worker could not bind by itself: the kernel is asked as the worker.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -56,7 +55,7 @@ pub(super) struct Shared {
     /// Who bound it first; its user is the only one who shares it.
     maker: Option<(sys::Pid, u32)>,
     /// The lives that have it.
-    pub(super) holders: BTreeSet<WorkerId>,
+    pub(super) holders: Vec<WorkerId>,
     /// When to see whether anybody still needs it.
     pub(super) look_at: Option<Duration>,
     /// Keeps a path in place.
@@ -164,28 +163,26 @@ impl Shared {
     pub(super) fn bound(address: Address, caller: &Caller, (sockets, name): Bound) -> Self {
         let maker = Some((caller.identity.process, caller.identity.uid()));
         let sockets = sockets.into_iter().map(Rc::new).collect();
-        let (backlog, holders, look_at) = (None, BTreeSet::new(), None);
+        let (backlog, holders, look_at) = (None, Vec::new(), None);
         Self { address, sockets, backlog, declared: false, maker, holders, look_at, name }
     }
 
     /// An address that `--listen` names and that listens already.
     pub(super) fn declared(address: Address, sockets: Vec<Rc<OwnedFd>>, backlog: i32) -> Self {
         let (maker, look_at, name) = (None, None, None);
-        Self {
-            address,
-            sockets,
-            backlog: Some(backlog),
-            declared: true,
-            maker,
-            holders: BTreeSet::new(),
-            look_at,
-            name,
-        }
+        Self { address, sockets, backlog: Some(backlog), declared: true, maker, holders: Vec::new(), look_at, name }
     }
 
     /// The socket of a slot.
     pub(super) fn socket_of(&self, slot: u32) -> Option<&Rc<OwnedFd>> {
         usize::try_from(slot).ok().and_then(|slot| self.sockets.get(slot)).or_else(|| self.sockets.first())
+    }
+
+    /// Notes that a life has it.
+    pub(super) fn is_held_by(&mut self, worker: WorkerId) {
+        if !self.holders.contains(&worker) {
+            self.holders.push(worker);
+        }
     }
 
     /// Whether one of its sockets is this one.

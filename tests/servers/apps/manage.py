@@ -8,7 +8,13 @@ from django.core.management import execute_from_command_line
 from django.http import HttpResponse
 from django.urls import path
 
-settings.configure(DEBUG=True, SECRET_KEY="of a test", ROOT_URLCONF=__name__)
+settings.configure(
+    DEBUG=True,
+    SECRET_KEY="of a test",
+    ROOT_URLCONF=__name__,
+    # As in every new project; it says how long the answer is.
+    MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
+)
 
 
 def index(request):
