@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! load ADDRESS [--seconds S] [--until-file PATH] [--connections N] [--keepalive]
+//! load --free-port
 //! ```
 //!
 //! `ADDRESS` is `127.0.0.1:8080` or the path of a UNIX socket. It ends after `S` seconds, or when
 //! `PATH` appears, whichever is first; with neither, after ten seconds. It prints one line and exits
-//! with status 0 when every request was answered, else 1. The tests use the same client.
+//! with status 0 when every request was answered, else 1. The tests use the same client. `--free-port` prints the number
+//! of a TCP port that nobody has bound at that moment.
 
 #[allow(dead_code, reason = "the tests use all of it")]
 #[path = "../tests/support/load.rs"]
@@ -44,6 +46,10 @@ fn run() -> Result<bool, String> {
             "--seconds" => seconds = Some(parse(&value()?)?),
             "--connections" => options.connections = parse(&value()?)?,
             "--until-file" => until_file = Some(value()?.into()),
+            "--free-port" => {
+                println!("{}", free_port().map_err(|error| error.to_string())?);
+                return Ok(true);
+            }
             "--keepalive" => options.mode = Mode::KeepAlive,
             other if other.starts_with("--") => return Err(format!("unknown option {other}")),
             other => addr = Some(other.parse()?),
@@ -66,6 +72,10 @@ fn run() -> Result<bool, String> {
     let report = load.stop();
     println!("{report}");
     Ok(report.lost() == 0)
+}
+
+fn free_port() -> std::io::Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 fn parse<T: std::str::FromStr>(text: &str) -> Result<T, String> {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::support::binders::{Binders, addr, as_pid1, binder, free_port, ways, word};
+use crate::support::binders::{Binders, addr, as_pid1, binder, free_port, stop, ways, word};
 use crate::support::load::{self, Failure, Load, LoadOptions, Mode};
 use crate::support::panzer::{Panzer, Running, binary, shell_status};
 use crate::support::random::Random;
@@ -119,8 +119,7 @@ fn a_stopped_worker_with_a_bind_in_hand_blocks_nobody() {
     let flooding = all.running.slots()[&0];
     let mut random = Random::new();
     for round in 1..20 {
-        process::send_signal(flooding, libc::SIGSTOP);
-        wait_until("it is stopped", || process::stat(flooding).is_some_and(|one| one.state == 'T'));
+        stop(flooding);
         all.running.kill_worker(1);
         all.wait_lines(1, "serve -> ok", round + 1);
         process::send_signal(flooding, libc::SIGCONT);
@@ -132,8 +131,9 @@ fn a_stopped_worker_with_a_bind_in_hand_blocks_nobody() {
 
 #[test]
 fn a_worker_that_floods_panzer_with_binds_does_not_starve_the_others() {
-    let (port, other) = (free_port(), free_port());
-    for flood in [format!("127.0.0.1:{other}"), format!("192.0.2.1:{other}"), "127.0.0.1:0".to_string()] {
+    for flood in ["127.0.0.1:{}", "192.0.2.1:{}", "127.0.0.1:0"] {
+        let port = free_port();
+        let flood = flood.replace("{}", &free_port().to_string());
         let all = Binders::start_through(Binders::directory(), &[], &format!("-n 3 {AT_ONCE}"), |out| {
             let flood = binder(out, &format!("fork=4 thread=4 flood=0:{flood}")).join(" ");
             let serve = binder(out, &format!("tcp4 bind=127.0.0.1:{port} listen=5 serve sleep")).join(" ");
@@ -154,7 +154,7 @@ fn a_worker_that_floods_panzer_with_binds_does_not_starve_the_others() {
 #[test]
 fn a_worker_that_binds_many_ports_leaves_the_others_theirs() {
     let port = free_port();
-    let first = free_port().clamp(20_000, 30_000);
+    let first = 20_000 + free_port() % 10_000;
     let all = Binders::start_through(Binders::directory(), &sh_limit(), &format!("-n 2 {AT_ONCE}"), |out| {
         let many: Vec<String> =
             (first..first + 200).map(|port| format!("tcp4 bind=127.7.7.7:{port} listen=1")).collect();
@@ -336,9 +336,7 @@ fn where_the_kernel_refuses_auto_says_so_once_and_what_to_do_and_the_workers_run
         let said: Vec<&str> = stderr.lines().filter(|line| line.contains("cannot share ports: ")).collect();
         assert_eq!(said.len(), 1, "{stderr}");
         assert!(said[0].contains("-l") && said[0].contains("SO_REUSEPORT"), "{stderr}");
-        // The inner one is what a wrapped panzer's pid is not.
-        all.running.signal(libc::SIGTERM);
-        all.running.wait_exit();
+        all.end();
     }
 }
 
@@ -352,8 +350,7 @@ fn a_panzer_inside_a_worker_of_a_panzer_that_shares_nothing_shares() {
         Binders::start_through(Binders::directory(), &wrapper, "-n 3 --share-ports on", |out| binder(out, &steps));
     all.wait_all(3, "serve -> ok");
     all.wait_answers(&addr(&format!("127.0.0.1:{port}")), 3);
-    all.running.signal(libc::SIGTERM);
-    all.running.wait_exit();
+    all.end();
 }
 
 #[test]
@@ -367,8 +364,7 @@ fn workers_of_a_panzer_inside_a_worker_share_through_the_outer_one() {
         all.wait_lines(slot, "serve -> ok", 2);
     }
     all.wait_answers(&addr(&format!("127.0.0.1:{port}")), 2);
-    all.running.signal(libc::SIGTERM);
-    all.running.wait_exit();
+    all.end();
 }
 
 // When panzer is gone

@@ -133,8 +133,8 @@ pub(crate) fn address_text(address: &SocketAddrAny) -> String {
         let path = unix.as_ref().and_then(|unix| unix.path_bytes());
         return match (path, name) {
             (Some(path), _) => String::from_utf8_lossy(path).into_owned(),
-            (None, Some(name)) => format!("@{}", String::from_utf8_lossy(name)),
-            (None, None) => "unnamed".to_string(),
+            (None, Some(name)) if !name.is_empty() => format!("@{}", String::from_utf8_lossy(name)),
+            (None, _) => "unnamed".to_string(),
         };
     }
     SocketAddr::try_from(address.clone()).map_or_else(|error| error.to_string(), |address| address.to_string())

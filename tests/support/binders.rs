@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::load::{self, Addr};
+use super::load::{self, Addr, Failure};
 use super::panzer::Running;
 use super::scratch::Scratch;
 use super::worker::{panzer, text};
-use super::{example, wait_for, wait_until};
+use super::{example, process, wait_for, wait_until};
 
 /// Says plainly what a run leaves out.
 pub(crate) fn left_out(what: &str) {
@@ -70,6 +70,18 @@ pub(crate) fn ways() -> Vec<(&'static str, Vec<String>)> {
         without_getfd.splice(..0, ["setpriv", "--bounding-set=-sys_ptrace"].map(str::to_string));
     }
     vec![("as it is", Vec::new()), ("without pidfd_getfd", without_getfd)]
+}
+
+/// Stops all threads of a process.
+pub(crate) fn stop(pid: u32) {
+    process::send_signal(pid, libc::SIGSTOP);
+    wait_until("it is stopped", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        threads.map(|thread| thread.file_name()).all(|thread| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/task/{}/stat", thread.display())).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        })
+    });
 }
 
 /// A wrapper that makes what follows PID 1 of a new namespace, where that is possible.
@@ -187,9 +199,15 @@ impl Binders {
     pub(crate) fn wait_answers(&self, addr: &Addr, workers: usize) -> BTreeSet<String> {
         let (mut answered, mut sockets) = (BTreeSet::new(), BTreeSet::new());
         wait_until(&format!("{workers} workers have answered at {addr:?}"), || {
-            let body = load::one(addr).unwrap_or_else(|failure| panic!("{addr:?}: {failure}"));
-            answered.insert(word(&body, "worker="));
-            sockets.insert(word(&body, "socket="));
+            match load::one(addr) {
+                Ok(body) => {
+                    answered.insert(word(&body, "worker="));
+                    sockets.insert(word(&body, "socket="));
+                }
+                // A machine with much to do.
+                Err(Failure::TimedOut) => {}
+                Err(failure) => panic!("{addr:?}: {failure}"),
+            }
             answered.len() == workers
         });
         sockets
