@@ -358,7 +358,7 @@ const AS_FEW_SERVERS_DO: [&str; 7] = [
     "tcp4 set=linger:0 set=linger2:30 set=usertimeout:30000 set=syncnt:3 bind=127.0.0.1:{} listen=5 options",
     "tcp4 set=tos:16 set=ttl:33 set=priority:3 set=rcvlowat:2 bind=127.0.0.1:{} listen=5 options",
     "tcp4 set=congestion:reno set=notsentlowat:16384 set=windowclamp:8192 bind=127.0.0.1:{} listen=5 options",
-    "tcp4 set=rcvtimeo:5 set=sndtimeo:6 set=savesyn:1 bind=127.0.0.1:{} options set=rcvbuf:65536 listen=5 options",
+    "tcp4 set=rcvtimeo:5 set=sndtimeo:6 set=savesyn:1 bind=127.0.0.1:{} listen=5 options",
     "tcp4 set=bindtodevice:lo bind=127.0.0.1:{} listen=5 options",
     "tcp6 set=tclass:32 set=hops:9 bind=[::1]:{} listen=5 options",
 ];

@@ -107,6 +107,7 @@ fn a_worker_that_unlinks_its_path_when_it_ends_does_not_take_it_from_the_others(
     let first = inode(&path);
     all.scratch.write("go", "");
     all.wait_lines(0, "close -> ok", 1);
+    wait_until("it has ended", || !all.running.slots().contains_key(&0));
     wait_until("the path is back", || inode(&path) == first);
     assert_eq!(word(&ask(&path).unwrap(), "worker="), "1");
     all.end();

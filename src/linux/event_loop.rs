@@ -285,7 +285,9 @@ impl Running {
             }
         }
         let (Prepared { ports, decider, log, .. }, now) = (&mut self.prepared, self.start.elapsed());
-        if let (Some(ports), Decider::Supervise(supervisor)) = (ports, &*decider) {
+        if let (Some(ports), Decider::Supervise(supervisor)) = (ports, &*decider)
+            && ports.have_queues()
+        {
             ports.rotate(supervisor.queues(now), log);
         }
     }

@@ -119,10 +119,13 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     if !is_first {
         become_subreaper(&mut log);
     }
-    let filter = workers.map(|_| port_filter(config, &mut log)).transpose()?.flatten();
+    let takes_sockets = workers.is_some() && ports::can_take_sockets();
+    let filter = workers.map(|_| port_filter(config, takes_sockets, &mut log)).transpose()?.flatten();
     let decider = decider(config, workers, filter.is_some())?;
     let guard = if is_first || !sys::children_share_namespace() { None } else { Some(guard_settings(config)) };
-    let ports = workers.map(|_| ports(config, queues, &listeners, filter.is_some())).transpose()?;
+    let settings = PortSettings { backlog: config.backlog, queues, are_shared: filter.is_some(), takes_sockets };
+    let ports = workers.map(|_| Ports::new(settings, &listeners, &mut log)).transpose();
+    let ports = ports.map_err(|error| system("watch for events", error))?;
     let launcher = Launcher { filter, ..launcher(config, workers, listeners, checked, guard.as_ref())? };
     Running::new(Prepared { decider, launcher, guard, ports, log })
         .map_err(|error| Error::new("watch for events", cause(&error)))
@@ -140,18 +143,8 @@ fn system(action: &str, error: Errno) -> Error {
     Error::new(action, cause(&error.into()))
 }
 
-/// What workers share: what `--listen` names, and with `--share-ports` what they bind by themselves.
-fn ports(config: &Config, queues: u32, listeners: &[Listener], is_shared: bool) -> Result<Ports, Error> {
-    let settings = PortSettings { backlog: config.backlog, queues, takes_sockets: ports::can_take_sockets() };
-    let mut ports = Ports::new(settings, listeners).map_err(|error| system("watch for events", error))?;
-    if is_shared {
-        ports.keep_names();
-    }
-    Ok(ports)
-}
-
 /// What sends to panzer what workers bind; `None`: they bind for themselves.
-fn port_filter(config: &Config, log: &mut Log) -> Result<Option<PortFilter>, Error> {
+fn port_filter(config: &Config, takes_sockets: bool, log: &mut Log) -> Result<Option<PortFilter>, Error> {
     let required = match config.share_ports {
         SharePorts::Auto => false,
         SharePorts::On => true,
@@ -166,7 +159,7 @@ fn port_filter(config: &Config, log: &mut Log) -> Result<Option<PortFilter>, Err
         log.say(Level::Warning, "ports_not_shared", &format!("cannot share ports: {why}"));
         return Ok(None);
     }
-    Ok(Some(PortFilter { program: ports::program(!ports::can_take_sockets()), required }))
+    Ok(Some(PortFilter { program: ports::program(!takes_sockets), required }))
 }
 
 fn open_listeners(config: &Config, mut listeners: Vec<Listener>, queues: u32) -> Result<Vec<Listener>, Error> {

@@ -134,11 +134,10 @@ impl Ports {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
             let _ = epoll::add(&self.epoll, socket, data, flags);
         }
-        let is_path = shared.name.is_some();
-        self.shared.push(shared);
-        if is_path {
-            self.watch_names();
+        if let Address::Path(_) = shared.address {
+            self.watch_name(&shared, log);
         }
+        self.shared.push(shared);
         Ok(Answer::Done)
     }
 
@@ -205,7 +204,7 @@ impl Ports {
                     for socket in &shared.sockets {
                         let _ = epoll::delete(&self.epoll, socket);
                     }
-                    self.steer(at, log);
+                    self.steer(at, &[], log);
                 }
             }
         }

@@ -92,6 +92,8 @@ pub(super) struct PortSettings {
     pub(super) backlog: u32,
     /// How many queues an address has: one, or one a slot.
     pub(super) queues: u32,
+    /// What workers bind by themselves is shared.
+    pub(super) are_shared: bool,
     /// Workers' own sockets can be had.
     pub(super) takes_sockets: bool,
 }
@@ -145,38 +147,35 @@ impl From<Errno> for Unshared {
 
 impl Ports {
     /// Shares what `listeners` bind, and whatever workers bind later.
-    pub(super) fn new(settings: PortSettings, listeners: &[Listener]) -> Result<Self, Errno> {
-        let backlog = i32::try_from(settings.backlog).unwrap_or(i32::MAX);
-        let declared = listeners
-            .iter()
-            .filter_map(|listener| Some(Shared::declared(address_of(listener)?, listener.sockets.clone(), backlog)));
-        Ok(Self {
+    pub(super) fn new(settings: PortSettings, listeners: &[Listener], log: &mut Log) -> Result<Self, Errno> {
+        let mut ports = Self {
             settings,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             filters: Vec::new(),
-            shared: declared.collect(),
+            shared: Vec::new(),
             names: Names::default(),
             rotation: Vec::new(),
             last_start: Duration::ZERO,
             is_useless: false,
             said: false,
-        })
+        };
+        let backlog = i32::try_from(settings.backlog).unwrap_or(i32::MAX);
+        for listener in listeners {
+            let Some(address) = address_of(listener) else { continue };
+            let mut shared = Shared::declared(address, listener.sockets.clone(), backlog);
+            // A path that somebody has handed to panzer is theirs to keep and to remove.
+            if let (true, Some(_), Address::Path(path)) = (settings.are_shared, &listener.path, &shared.address) {
+                shared.name = ports.names.keep(path, None).ok();
+                ports.watch_name(&shared, log);
+            }
+            ports.shared.push(shared);
+        }
+        Ok(ports)
     }
 
     /// Readable when there is something to handle.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
-    }
-
-    /// Keeps the paths of `--listen` in place, too.
-    pub(super) fn keep_names(&mut self) {
-        let Self { shared, names, .. } = self;
-        for one in shared.iter_mut() {
-            if let Address::Path(path) = &one.address {
-                one.name = names.keep(path, None).ok();
-            }
-        }
-        self.watch_names();
     }
 
     /// Answers the calls of a new worker from now on.
@@ -245,17 +244,23 @@ impl Ports {
         });
     }
 
-    /// Lets new connections go to the slots that take them, where each has a queue of its own.
+    /// Whether each slot has a queue of its own.
+    pub(super) fn have_queues(&self) -> bool {
+        self.settings.queues > 1
+    }
+
+    /// Lets new connections go to the slots that take them.
     pub(super) fn rotate(&mut self, rotation: Vec<Queue>, log: &mut Log) {
         if self.rotation != rotation {
-            self.rotation = rotation;
+            let before = std::mem::replace(&mut self.rotation, rotation);
             for at in 0..self.shared.len() {
-                self.steer(at, log);
+                self.steer(at, &before, log);
             }
         }
     }
 
-    fn steer(&mut self, at: usize, log: &mut Log) {
+    /// Tells the kernel who takes connections now; `before` is what it was told last.
+    fn steer(&mut self, at: usize, before: &[Queue], log: &mut Log) {
         let Self { shared, rotation, epoll, .. } = self;
         let Some(shared) = shared.get(at).filter(|one| one.sockets.len() > 1 && one.backlog.is_some()) else { return };
         let serving = (0..).zip(&*rotation).filter(|(_, queue)| **queue == Queue::Serving);
@@ -267,11 +272,14 @@ impl Ports {
             let text = format!("cannot steer the connections of {}: {}; going on", shared.address, cause(&error));
             log.say(Level::Error, "error", &text);
         }
-        for (socket, queue) in shared.sockets.iter().zip(&*rotation) {
-            let _ = epoll::delete(&*epoll, socket);
-            if *queue == Queue::Abandoned {
+        let before = before.iter().map(Some).chain(std::iter::repeat(None));
+        for ((socket, queue), before) in shared.sockets.iter().zip(&*rotation).zip(before) {
+            let (is_abandoned, was_abandoned) = (*queue == Queue::Abandoned, before == Some(&Queue::Abandoned));
+            if is_abandoned && !was_abandoned {
                 let data = Token::Socket(socket.as_raw_fd()).to_data();
                 let _ = epoll::add(&*epoll, socket, data, epoll::EventFlags::IN);
+            } else if was_abandoned && !is_abandoned {
+                let _ = epoll::delete(&*epoll, socket);
             }
         }
     }
@@ -322,7 +330,15 @@ impl Ports {
         }
     }
 
-    fn watch_names(&mut self) {
+    /// Has panzer told when the path of `shared` goes.
+    fn watch_name(&mut self, shared: &Shared, log: &mut Log) {
+        if shared.name.is_none() {
+            let text = format!(
+                "cannot keep {} in place: its directory takes no second link; a worker that removes it takes it from all",
+                shared.address
+            );
+            return log.say(Level::Warning, "path_not_kept", &text);
+        }
         let Self { epoll, names, .. } = self;
         if let Ok(descriptor) = names.descriptor() {
             // It is there from the second time on.
