@@ -10,20 +10,22 @@
 //!
 //! | step | meaning |
 //! | --- | --- |
-//! | `tcp4`, `tcp6`, `mptcp`, `udp4`, `udp6`, `unix`, `unixdgram` | makes a socket, which is the current one from then on; `tcp4+nonblock+cloexec` |
+//! | `tcp4`, `tcp6`, `mptcp`, `udp4`, `udp6`, `unix`, `unixdgram`, `unixseq` | makes a socket, which is the current one from then on; `tcp4+nonblock+cloexec` |
 //! | `fd=N` | takes the descriptor N, which is open already, as the current socket |
 //! | `set=NAME:VALUE` | sets a socket option; the names are those of `OPTIONS` in `binder/sockets.rs`, `linger` and the timeouts in seconds |
 //! | `nonblock`, `cloexec` | sets the flag on the current socket |
 //! | `bind=ADDR`, `connect=ADDR` | `127.0.0.1:80`, `[::1]:80`, `@name`, `/a/path`, `unix:relative/path` |
+//! | `padded=ADDR` | binds to an address with as many zeros behind it as there is room for |
 //! | `listen=N`, `shutdown`, `close` | close makes the socket before it the current one |
 //! | `dup=N` | makes the current socket N, too (dup2), and N the current one |
 //! | `name`, `fdnumber`, `inode` | the address, the number, the inode of the current socket |
 //! | `options` | all its options in hexadecimal, its file status flags and its descriptor flags |
 //! | `oddbinds` | what several binds give that are wrong in themselves |
 //! | `send=TEXT`, `recv` | on a connected socket |
-//! | `unlink=PATH`, `chdir=DIR`, `umask=MODE`, `setuid=N` | what they say; setuid sets the group too |
+//! | `unlink=PATH`, `chdir=DIR`, `chroot=DIR`, `umask=MODE`, `setuid=N` | what they say; setuid sets the group too |
 //! | `unshare=user,net,mount` | new namespaces |
 //! | `flood=N:ADDR` | N times (0: for ever) a socket, bind, listen, close (of a path: after an unlink); gives how often each result came |
+//! | `storm` | from now on a signal with a handler comes to the calling thread again and again, all the time |
 //! | `serve` | answers on every socket that listens, and every datagram, with its slot and pid, from other threads |
 //! | `fork=N`, `thread=N` | goes on in N children, or threads; the process waits for them and ends |
 //! | `wait=PATH` | waits until the file exists |
@@ -139,6 +141,7 @@ impl Binder {
             "nonblock" => rustix::io::ioctl_fionbio(self.current()?, true)?,
             "cloexec" => rustix::io::fcntl_setfd(self.current()?, FdFlags::CLOEXEC)?,
             "bind" => bind(self.current()?, &encode(value)?)?,
+            "padded" => bind(self.current()?, &sockets::padded(value)?)?,
             "connect" => connect(self.current()?, &encode(value)?)?,
             "listen" => {
                 rustix::net::listen(self.current()?, number(value)?)?;
@@ -172,6 +175,11 @@ impl Binder {
             }
             "unlink" => rustix::fs::unlink(value)?,
             "chdir" => env::set_current_dir(value)?,
+            "chroot" => {
+                rustix::process::chroot(value)?;
+                env::set_current_dir("/")?;
+            }
+            "storm" => return sockets::storm().map(done),
             "umask" => {
                 let mask = u32::from_str_radix(value, 8).map_err(|_| unknown(value))?;
                 rustix::process::umask(Mode::from_raw_mode(mask));

@@ -179,6 +179,26 @@ fn sh_limit() -> Vec<String> {
     ["sh", "-c", "ulimit -S -n 100; exec \"$@\"", "sh"].map(str::to_string).to_vec()
 }
 
+#[test]
+fn a_worker_that_shuts_its_listener_down_is_replaced_by_one_that_listens() {
+    // WEBrick does so when it ends.
+    let port = free_port();
+    let steps = format!("tcp4 set=reuseaddr:1 bind=127.0.0.1:{port} listen=5 serve sleep");
+    let scratch = Binders::directory();
+    let go = scratch.path("go");
+    let all = Binders::start_through(scratch, &[], &format!("-n 1 {AT_ONCE}"), |out| {
+        let first = steps.replace("sleep", &format!("wait={} shutdown exit=0", text(&go)));
+        let (first, later) = (binder(out, &first).join(" "), binder(out, &steps).join(" "));
+        sh(&format!("if [ -e {} ]; then exec {later}; else exec {first}; fi", text(&go)))
+    });
+    all.wait_all(1, "serve -> ok");
+    load::one(&local(port).into()).unwrap();
+    all.scratch.write("go", "");
+    all.wait_lines(0, "serve -> ok", 2);
+    wait_until("the next life answers", || load::one(&local(port).into()).is_ok());
+    all.end();
+}
+
 // Readiness
 
 /// How often panzer has said that a slot is ready.

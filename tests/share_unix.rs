@@ -74,6 +74,19 @@ fn three_unmodified_servers_answer_on_one_path() {
 }
 
 #[test]
+fn servers_that_all_start_at_once_and_make_room_share_one_socket() {
+    for _ in 0..20 {
+        let (scratch, path) = place();
+        let all = Binders::start_in(scratch, "-n 8", &serving(&path));
+        all.wait_all(8, "serve -> ok");
+        let sockets: BTreeSet<String> = (0..8).map(|slot| all.value(slot, "inode")).collect();
+        assert_eq!(sockets.len(), 1, "one socket for all");
+        all.end();
+        assert_eq!(names(&all.scratch), BTreeSet::new());
+    }
+}
+
+#[test]
 fn the_path_is_the_same_file_however_often_workers_unlink_it() {
     let (scratch, path) = place();
     let all = Binders::start_in(scratch, &format!("-n 3 {AT_ONCE}"), &serving(&path));
@@ -373,6 +386,17 @@ fn a_path_of_the_greatest_length_is_shared() {
     assert_eq!(names(&all.scratch), BTreeSet::new());
 }
 
+#[test]
+fn a_path_may_be_longer_than_it_has_to_be() {
+    let (scratch, path) = place();
+    let all = Binders::start_in(scratch, "-n 3", &serving(&path).replace(" bind=", " padded="));
+    all.wait_all(3, "serve -> ok");
+    all.wait_all(3, &format!("name -> {}", path.display()));
+    all.wait_answers(&Addr::Unix(path), 3);
+    all.end();
+    assert_eq!(names(&all.scratch), BTreeSet::new());
+}
+
 // Paths of others
 
 #[test]
@@ -380,7 +404,9 @@ fn a_path_where_something_else_is_gives_what_it_gives_without_panzer() {
     let (scratch, path) = place();
     let file = scratch.write("file", "precious");
     let live = UnixListener::bind(&path).unwrap();
-    for taken in [&path, &file] {
+    let link = scratch.path("link");
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    for taken in [&path, &file, &link, &scratch.directory().to_path_buf()] {
         let bind = format!("bind={}", taken.display());
         let all = Binders::start("-n 2", &format!("unix {bind} name listen=5 sleep"));
         all.wait_all(2, &format!("{bind} -> EADDRINUSE"));
@@ -390,7 +416,17 @@ fn a_path_where_something_else_is_gives_what_it_gives_without_panzer() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     UnixStream::connect(&path).unwrap();
     drop(live);
-    assert_eq!(names(&scratch), BTreeSet::from(["file".to_string(), "x.sock".to_string()]));
+    assert_eq!(names(&scratch), BTreeSet::from(["file", "link", "x.sock"].map(str::to_string)));
+    for wrong in ["nowhere/x.sock", "file/x.sock", "new/"] {
+        let bind = format!("unix bind={} name", scratch.path(wrong).display());
+        let expected = alone(&bind);
+        let all = Binders::start("-n 2", &format!("{bind} sleep"));
+        for slot in 0..2 {
+            wait_until("all steps are done", || all.results(slot).len() == expected.len());
+            assert_eq!(all.results(slot), expected);
+        }
+        all.end();
+    }
 }
 
 #[test]
@@ -446,10 +482,11 @@ fn two_panzers_do_not_share_a_path() {
 // What passes
 
 #[test]
-fn abstract_names_and_datagram_paths_pass_untouched() {
+fn abstract_names_and_paths_of_other_kinds_pass_untouched() {
     let name = format!("@panzer-test-{}-shared", std::process::id());
     let (scratch, path) = place();
-    for (kind, bind) in [("unix", name), ("unixdgram", text(&path))] {
+    let datagrams = text(&path);
+    for (kind, bind) in [("unix", &name), ("unixseq", &name), ("unixdgram", &datagrams)] {
         let all = Binders::start("-n 2", &format!("{kind} bind={bind} inode sleep"));
         let mut results: Vec<String> = (0..2).map(|slot| all.value(slot, &format!("bind={bind}"))).collect();
         results.sort();
@@ -476,6 +513,29 @@ fn a_worker_in_another_mount_namespace_binds_there() {
     let mut results: Vec<String> = (0..2).map(|slot| all.value(slot, &bind)).collect();
     results.sort();
     assert_eq!(results, ["EADDRINUSE", "ok"]);
+    all.end();
+}
+
+#[test]
+fn a_worker_with_another_root_binds_there() {
+    if !is_root() {
+        return left_out("another root directory: only root may have one");
+    }
+    let scratch = Binders::directory();
+    let place = text(scratch.directory());
+    for name in ["0", "1"] {
+        fs::create_dir(scratch.path(name)).unwrap();
+    }
+    let all = Binders::start_through(scratch, &[], "-n 2", |out| {
+        let steps = format!("chroot={place}/$PANZER_WORKER_ID unix bind=/panzer-test.sock listen=5 inode serve sleep");
+        sh(&format!("exec {}", binder(out, &steps).join(" ")))
+    });
+    all.wait_all(2, "serve -> ok");
+    assert_ne!(all.value(0, "inode"), all.value(1, "inode"));
+    for slot in ["0", "1"] {
+        assert_eq!(word(&ask(&all.scratch.path(slot).join("panzer-test.sock")).unwrap(), "worker="), slot);
+    }
+    assert!(!Path::new("/panzer-test.sock").exists());
     all.end();
 }
 

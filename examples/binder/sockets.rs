@@ -80,6 +80,7 @@ pub(crate) fn new_socket(text: &str) -> io::Result<RawFd> {
         "udp6" => (AddressFamily::INET6, SocketType::DGRAM),
         "unix" => (AddressFamily::UNIX, SocketType::STREAM),
         "unixdgram" => (AddressFamily::UNIX, SocketType::DGRAM),
+        "unixseq" => (AddressFamily::UNIX, SocketType::SEQPACKET),
         _ => return Err(unknown(text)),
     };
     let mut flags = SocketFlags::empty();
@@ -123,6 +124,15 @@ pub(crate) fn encode(text: &str) -> io::Result<Vec<u8>> {
             }
         }
     }
+    Ok(bytes)
+}
+
+/// The address as who uses one structure for all families passes it.
+pub(crate) fn padded(text: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = encode(text)?;
+    let family = bytes.first().map(|family| i32::from(*family));
+    let size = if family == Some(libc::AF_UNIX) { size_of::<libc::sockaddr_un>() } else { 128 };
+    bytes.resize(size, 0);
     Ok(bytes)
 }
 
@@ -225,6 +235,29 @@ pub(crate) fn borrow(socket: RawFd) -> BorrowedFd<'static> {
 pub(crate) fn close(socket: RawFd) {
     // SAFETY: the call takes a number; nobody here owns the descriptor but the list that it was taken from.
     unsafe { libc::close(socket) };
+}
+
+extern "C" fn do_nothing(_signal: libc::c_int) {}
+
+/// Has another thread send a signal to this one all the time; calls are begun anew after it.
+#[allow(unsafe_code, reason = "a handler, and a signal for one thread")]
+pub(crate) fn storm() -> io::Result<()> {
+    // SAFETY: all fields of this C structure may be zero: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = do_nothing as extern "C" fn(libc::c_int) as *const () as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: the structure is initialised, and the handler does nothing.
+    check(unsafe { libc::sigaction(libc::SIGURG, &action, std::ptr::null_mut()) })?;
+    let thread = rustix::thread::gettid().as_raw_nonzero().get();
+    let process = rustix::process::getpid().as_raw_nonzero().get();
+    std::thread::spawn(move || {
+        loop {
+            // SAFETY: the call takes three numbers; a thread that is gone makes it fail.
+            unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGURG) };
+            std::thread::sleep(std::time::Duration::from_micros(20));
+        }
+    });
+    Ok(())
 }
 
 #[allow(unsafe_code, reason = "a raw system call")]

@@ -48,19 +48,17 @@ class Programs:
                     found[name] = json.load(file)["version"]
             else:
                 option = {"supervisord": "-v", "strace": "-V", "wrk": "-v"}.get(name, "--version")
-                found[name] = output_of([path, option])
+                found[name] = output_of([path, option]).split(" [")[0]  # wrk adds whose it is
         found["python"] = platform.python_version()
         return found
 
 
-def compiled(name):
+def compiled(name, directory):
     """The program that apps/NAME.c makes; None: there is no C compiler."""
-    os.makedirs(PEERS, exist_ok=True)
-    path, compiler = os.path.join(PEERS, name), shutil.which("cc")
+    path, compiler = os.path.join(directory, name), shutil.which("cc")
     source = os.path.join(APPS, f"{name}.c")
-    if not compiler or subprocess.run([compiler, "-O2", "-static", "-o", f"{path}.new", source]).returncode:
+    if not compiler or subprocess.run([compiler, "-O2", "-static", "-o", path, source]).returncode:
         return None
-    os.rename(f"{path}.new", path)  # an older one may still run somewhere
     return path
 
 

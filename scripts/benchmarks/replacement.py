@@ -9,7 +9,7 @@ import tempfile
 import time
 
 from .processes import Failed, kill_everything, spawn
-from .programs import PEERS, circus_config, compiled, runit_services, supervisord_config
+from .programs import circus_config, compiled, runit_services, supervisord_config
 
 # start_server and runsv sleep for a second after a start and see no end of the worker in that time. Their
 # users seldom meet that, so no worker is killed before this age, whoever's it is.
@@ -18,12 +18,12 @@ MIN_AGE = 1.2
 BEACON_IN_SH = '#!/bin/sh\necho $$ > "$BENCH_FIFO"\nexec sleep 1000\n'
 
 
-def make_beacon():
+def make_beacon(directory):
     """The worker: writes its pid to $BENCH_FIFO as its first deed, then sleeps. Gives (path, words)."""
-    path = compiled("beacon")
+    path = compiled("beacon", directory)
     if path:
         return path, "a static C program"
-    path = os.path.join(PEERS, "beacon.sh")
+    path = os.path.join(directory, "beacon.sh")
     with open(path, "w") as file:
         file.write(BEACON_IN_SH)
     os.chmod(path, 0o755)
@@ -93,7 +93,7 @@ class Floor(Reborn):
 
 
 def measure_replacement(report, programs, kills, slow_kills, slow_seconds, temporary):
-    beacon, words = make_beacon()
+    beacon, words = make_beacon(temporary)
     report.section(f"replacement of a killed worker ({words}), microseconds from SIGKILL to its first deed")
     count = 20  # workers of each, killed in turn: enough for all to be old before they are killed again
     directory = {}

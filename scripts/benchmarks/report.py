@@ -24,7 +24,7 @@ def plain(value):
     return str(int(value)) if value == int(value) else f"{value:.1f}"
 
 
-WIDTH = 30  # of the names in a table
+WIDTH = 33  # of the names in a table
 
 
 class Report:

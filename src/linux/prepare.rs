@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::decider::Decider;
 use super::environment::{self, EnvironmentSource};
@@ -105,6 +106,7 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
         let kept = FIRST_DESCRIPTOR.saturating_add(i32::try_from(inherited.len()).unwrap_or(i32::MAX));
         sys::close_range(kept, i32::MAX);
     }
+    let descriptor_limit = config.workers.and_then(|_| raise_descriptor_limit());
     let checked = check_command(config)?;
     let workers = config.workers.map(|workers| match workers {
         Workers::Auto => cpus::usable(),
@@ -126,9 +128,18 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     let settings = PortSettings { backlog: config.backlog, queues, are_shared: filter.is_some(), takes_sockets };
     let ports = workers.map(|_| Ports::new(settings, &listeners, &mut log)).transpose();
     let ports = ports.map_err(|error| system("watch for events", error))?;
-    let launcher = Launcher { filter, ..launcher(config, workers, listeners, checked, guard.as_ref())? };
+    let launcher =
+        Launcher { filter, descriptor_limit, ..launcher(config, workers, listeners, checked, guard.as_ref())? };
     Running::new(Prepared { decider, launcher, guard, ports, log })
         .map_err(|error| Error::new("watch for events", cause(&error)))
+}
+
+/// Lets panzer have as many descriptors as it may: it holds one for each worker and each queue. Gives what was before,
+/// which is the workers'.
+fn raise_descriptor_limit() -> Option<Rlimit> {
+    let before = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: before.maximum, maximum: before.maximum };
+    (before.current != before.maximum && setrlimit(Resource::Nofile, raised).is_ok()).then_some(before)
 }
 
 /// Has orphans come to panzer. Where that is not to be had (emulators), panzer is still worth running.
@@ -279,6 +290,7 @@ fn launcher(
         listeners,
         death_pipe,
         filter: None,
+        descriptor_limit: None,
     })
 }
 

@@ -17,6 +17,8 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 use super::listen::{FIRST_DESCRIPTOR, Listener, OwnPath};
 use super::sys::{self, Fork, InitialSignals, Instruction, Pid, Pointers, StringList};
 use super::terminal::Terminal;
@@ -179,6 +181,8 @@ pub(super) struct Launcher {
     pub(super) death_pipe: Option<DeathPipe>,
     /// Sends what they bind to panzer.
     pub(super) filter: Option<PortFilter>,
+    /// How many descriptors they may have, where panzer has changed that for itself.
+    pub(super) descriptor_limit: Option<Rlimit>,
 }
 
 impl Launcher {
@@ -263,6 +267,9 @@ impl Launcher {
         let handed_down = sockets.chain(self.death_pipe.as_ref().map(|pipe| pipe.reader.as_fd()));
         for (from, to) in handed_down.zip(FIRST_DESCRIPTOR..) {
             sys::duplicate_to(from, to).map_err(|error| (Step::Descriptors, raw(&error)))?;
+        }
+        if let Some(limit) = self.descriptor_limit {
+            setrlimit(Resource::Nofile, limit).map_err(at(Step::Descriptors))?;
         }
         sys::set_ignored(Signal::PIPE, self.signals.pipe_ignored);
         sys::set_ignored(Signal::CHLD, self.signals.chld_ignored);

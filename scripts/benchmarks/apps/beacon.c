@@ -7,7 +7,7 @@
 int main(void) {
     const char *path = getenv("BENCH_FIFO");
     int fd = path ? open(path, O_WRONLY) : -1;
-    if (fd < 0 || dprintf(fd, "%d\\n", (int)getpid()) < 0)
+    if (fd < 0 || dprintf(fd, "%d\n", (int)getpid()) < 0)
         return 1;
     close(fd);
     for (;;)

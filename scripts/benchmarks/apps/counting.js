@@ -1,5 +1,5 @@
-// The server of hello.js, which on SIGUSR2 also adds a line to the file $BENCH_COUNTS: how many connections and requests
-// it has had since the last time.
+// The server of hello.js, which on SIGUSR2 also adds a line to the file $BENCH_COUNTS: how many connections and
+// requests it has had since the last time.
 const fs = require('node:fs');
 const http = require('node:http');
 

@@ -1,17 +1,18 @@
 //! What becomes of each call: shared, or passed on to the kernel.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
-use rustix::event::epoll;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::net::getsockname;
 
 use super::caller::{Caller, CallersSocket, Wanted, file_at, inode};
 use super::filter::Call;
 use super::options::Options;
 use super::shared::{Address, FirstBind, Shared, new_socket};
-use super::{Pending, Ports, Token, UNLISTENED, Unshared, plain};
+use super::{CONNECTED, Pending, Ports, SHUT_DOWN, UNLISTENED, Unshared, plain};
 use crate::error::cause;
 use crate::linux::log::Log;
 use crate::linux::sys::{self, Answer};
@@ -20,6 +21,9 @@ use crate::supervisor::report::Level;
 
 /// For how many sockets of a worker the options are remembered until it binds them.
 const SOCKETS_REMEMBERED: usize = 64;
+
+/// So many descriptors are kept for starting workers.
+const DESCRIPTORS_KEPT: u64 = 24;
 
 /// The number of the first port that everybody may bind (`ip(7)`).
 const UNPRIVILEGED_START: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
@@ -69,6 +73,9 @@ impl Ports {
             }
         }
         let (taken, options) = self.options_of(call, &caller, number, &socket);
+        if taken.as_ref().is_some_and(is_bound) {
+            return Err(Unshared::OfNoConcern);
+        }
         match known {
             Some(at) => self.give(call, at, &caller, number, &socket, &options),
             None => {
@@ -113,32 +120,40 @@ impl Ports {
         log: &mut Log,
     ) -> Result<Answer, Unshared> {
         let (caller, socket) = (first.caller, first.socket);
-        let names = &mut self.names;
-        let bound = match caller.identity.act(caller.with, || first.bind(names))? {
+        if !self.has_room() {
+            // A worker that binds without end must not take what panzer needs to start another.
+            return Err(Unshared::Unknown(Errno::MFILE));
+        }
+        let bound = match caller.identity.act(caller.with, || first.bind())? {
             Ok(bound) => bound,
+            // That is panzer's own shortage: bind(2) does not know it.
+            Err(error @ (Errno::MFILE | Errno::NFILE)) => return Err(error.into()),
             Err(error) => {
                 self.explain(call, first.address, error, log);
                 return Ok(Answer::Failed(error.raw_os_error()));
             }
         };
-        let mut shared = Shared::bound(first.address.clone(), caller, bound);
+        let (sockets, name) = bound;
+        let mut shared = Shared::bound(first.address.clone(), caller, sockets);
         shared.is_held_by(call.worker);
         shared.look_at = Some(call.now + UNLISTENED);
         let own = shared.socket_of(call.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
         if !shared.has(socket.inode) {
             hand_over(call, &own, number, socket)?;
         }
-        for socket in &shared.sockets {
-            // Told once now, and then when it gets connected: that wakes both sides of a socket.
-            let data = Token::Socket(socket.as_raw_fd()).to_data();
-            let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
-            let _ = epoll::add(&self.epoll, socket, data, flags);
-        }
-        if let Address::Path(_) = shared.address {
-            self.watch_name(&shared, log);
+        if let Some(name) = name {
+            self.keep_name(&mut shared, name, log);
         }
         self.shared.push(shared);
+        self.watch(self.shared.len() - 1, CONNECTED);
         Ok(Answer::Done)
+    }
+
+    /// Whether another address leaves panzer the descriptors that it needs.
+    fn has_room(&self) -> bool {
+        let lowest_free = rustix::io::fcntl_dupfd_cloexec(&self.epoll, 0).map(|free| free.as_raw_fd().unsigned_abs());
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        lowest_free.is_ok_and(|free| u64::from(free) + u64::from(self.settings.queues) + DESCRIPTORS_KEPT <= limit)
     }
 
     /// Gives the caller a listener that is there already.
@@ -170,6 +185,9 @@ impl Ports {
             }
         }
         let own = shared.socket_of(call.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
+        if !same_families(&shared.address, &own, socket, options) {
+            return Err(Unshared::OfNoConcern);
+        }
         options.apply_to_bound(own.as_fd());
         hand_over(call, &own, number, socket)?;
         shared.is_held_by(call.worker);
@@ -201,9 +219,7 @@ impl Ports {
                 shared.look_at = None;
                 if begins {
                     log.say(Level::Info, "port_shared", &format!("workers share {}", shared.address));
-                    for socket in &shared.sockets {
-                        let _ = epoll::delete(&self.epoll, socket);
-                    }
+                    self.watch(at, SHUT_DOWN);
                     self.steer(at, &[], log);
                 }
             }
@@ -253,6 +269,11 @@ impl Ports {
     }
 }
 
+/// Whether it has a port already: no socket can be bound twice.
+fn is_bound(socket: &OwnedFd) -> bool {
+    getsockname(socket).ok().and_then(|name| SocketAddr::try_from(name).ok()).is_some_and(|name| name.port() > 0)
+}
+
 /// Puts `own` in the place of the caller's socket.
 fn hand_over(call: &Pending<'_>, own: &OwnedFd, number: RawFd, socket: &CallersSocket) -> Result<(), Unshared> {
     if socket.nonblock {
@@ -263,6 +284,20 @@ fn hand_over(call: &Pending<'_>, own: &OwnedFd, number: RawFd, socket: &CallersS
     let (id, close_on_exec) = (call.notification.id, socket.close_on_exec);
     sys::replace_descriptor(call.filter, id, own.as_fd(), number.unsigned_abs(), close_on_exec)
         .map_err(|error| Errno::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EINVAL)).into())
+}
+
+/// Whether what the caller wants to bind takes IPv4 connections, or does not, just as `own` does: where the address can
+/// be for both, that makes them two.
+fn same_families(address: &Address, own: &OwnedFd, socket: &CallersSocket, options: &Options) -> bool {
+    let can_be_both = match address {
+        Address::Internet(SocketAddr::V6(address)) => {
+            address.ip().is_unspecified() || address.ip().to_ipv4_mapped().is_some()
+        }
+        Address::Internet(SocketAddr::V4(_)) | Address::Path(_) => false,
+    };
+    let v6only = |socket: &OwnedFd| sys::socket_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+    let by_default = || socket.protocol.and_then(|protocol| v6only(&new_socket(protocol, socket.is_ipv6).ok()?));
+    !can_be_both || options.value(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY).or_else(by_default) == v6only(own)
 }
 
 /// Whether the kernel would let the caller bind this port, were it free.

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::{SocketAddrUnix, SocketType};
+use rustix::net::{SocketAddrUnix, SocketType, sockopt};
 
 use super::listen::Listener;
 use super::log::Log;
@@ -38,7 +38,7 @@ use crate::error::cause;
 use crate::supervisor::report::Level;
 use crate::supervisor::rotation::Queue;
 use crate::supervisor::{Event, WorkerId};
-use names::Names;
+use names::{KeptName, Names};
 use options::Options;
 use shared::{Address, Shared};
 
@@ -53,6 +53,12 @@ const UNLISTENED: Duration = Duration::from_secs(1);
 
 /// A listener that no worker has is let go of when no worker has started for so long.
 const UNUSED: Duration = Duration::from_secs(60);
+
+/// That a listener was shut down is told whatever else is asked for.
+const SHUT_DOWN: epoll::EventFlags = epoll::EventFlags::empty();
+
+/// That a socket got connected wakes both sides of it. It is told once at the beginning, too.
+const CONNECTED: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::OUT).union(epoll::EventFlags::ET);
 
 /// What is ready; the kernel keeps it as one number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -140,8 +146,11 @@ enum Unshared {
 
 impl From<Errno> for Unshared {
     fn from(error: Errno) -> Self {
-        // Whoever is gone needs no answer.
-        if matches!(error, Errno::NOENT | Errno::SRCH) { Self::OfNoConcern } else { Self::Unknown(error) }
+        match error {
+            // Whoever is gone needs no answer, and a pointer to nowhere (EIO, EFAULT) has one from the kernel.
+            Errno::NOENT | Errno::SRCH | Errno::IO | Errno::FAULT => Self::OfNoConcern,
+            error => Self::Unknown(error),
+        }
     }
 }
 
@@ -165,10 +174,11 @@ impl Ports {
             let mut shared = Shared::declared(address, listener.sockets.clone(), backlog);
             // A path that somebody has handed to panzer is theirs to keep and to remove.
             if let (true, Some(_), Address::Path(path)) = (settings.are_shared, &listener.path, &shared.address) {
-                shared.name = ports.names.keep(path, None).ok();
-                ports.watch_name(&shared, log);
+                let name = KeptName::new(path, None);
+                ports.keep_name(&mut shared, name, log);
             }
             ports.shared.push(shared);
+            ports.watch(ports.shared.len() - 1, SHUT_DOWN);
         }
         Ok(ports)
     }
@@ -211,7 +221,7 @@ impl Ports {
                     told.extend(self.answer(descriptor, now, log));
                 }
                 Token::Filter(descriptor) => self.forget_filter(descriptor, now),
-                Token::Socket(descriptor) => self.socket_changed(descriptor),
+                Token::Socket(descriptor) => self.socket_changed(descriptor, log),
                 Token::Names => self.restore_names(log),
             }
         }
@@ -275,26 +285,49 @@ impl Ports {
         let before = before.iter().map(Some).chain(std::iter::repeat(None));
         for ((socket, queue), before) in shared.sockets.iter().zip(&*rotation).zip(before) {
             let (is_abandoned, was_abandoned) = (*queue == Queue::Abandoned, before == Some(&Queue::Abandoned));
-            if is_abandoned && !was_abandoned {
+            if is_abandoned != was_abandoned {
                 let data = Token::Socket(socket.as_raw_fd()).to_data();
-                let _ = epoll::add(&*epoll, socket, data, epoll::EventFlags::IN);
-            } else if was_abandoned && !is_abandoned {
-                let _ = epoll::delete(&*epoll, socket);
+                let _ =
+                    epoll::modify(&*epoll, socket, data, if is_abandoned { epoll::EventFlags::IN } else { SHUT_DOWN });
             }
         }
     }
 
-    /// Something came for a slot that has no worker, or a socket that was bound and does not listen got connected.
-    fn socket_changed(&mut self, descriptor: RawFd) {
-        let is_it = |socket: &Rc<OwnedFd>| socket.as_raw_fd() == descriptor;
-        let Some(at) = self.shared.iter().position(|shared| shared.sockets.iter().any(is_it)) else { return };
+    /// A socket that was bound and does not listen got connected; or a listener was shut down; or something came for a
+    /// slot that has no worker.
+    fn socket_changed(&mut self, descriptor: RawFd, log: &mut Log) {
+        let is_it = |socket: &&Rc<OwnedFd>| socket.as_raw_fd() == descriptor;
+        let Some(at) = self.shared.iter().position(|shared| shared.sockets.iter().any(|one| is_it(&one))) else {
+            return;
+        };
         let Some(shared) = self.shared.get(at) else { return };
-        if shared.backlog.is_none() {
-            if shared.is_connected() {
-                self.forget(at);
+        let Some(socket) = shared.sockets.iter().find(is_it) else { return };
+        match shared.backlog {
+            None if shared.is_connected() => self.forget(at),
+            None => {}
+            Some(_) if sockopt::socket_acceptconn(socket) == Ok(true) => drop(queues::let_go(socket)),
+            Some(backlog) => {
+                // shutdown(2) ends a listener for all who have it, and some servers do that when they stop.
+                let text = format!("a worker has shut {} down for all; listening again", shared.address);
+                log.say(Level::Warning, "port_shut_down", &text);
+                if rustix::net::listen(socket, backlog).is_err() {
+                    let _ = epoll::delete(&self.epoll, socket);
+                }
             }
-        } else if let Some(socket) = shared.sockets.iter().find(|socket| is_it(socket)) {
-            let _ = queues::let_go(socket);
+        }
+    }
+
+    /// Has panzer told of what happens to the sockets at `at`.
+    fn watch(&self, at: usize, flags: epoll::EventFlags) {
+        let Some(shared) = self.shared.get(at) else { return };
+        // A UNIX listener that was shut down stays so.
+        if let Address::Internet(_) = shared.address {
+            for socket in &shared.sockets {
+                let data = Token::Socket(socket.as_raw_fd()).to_data();
+                if epoll::add(&self.epoll, socket, data, flags) == Err(Errno::EXIST) {
+                    let _ = epoll::modify(&self.epoll, socket, data, flags);
+                }
+            }
         }
     }
 
@@ -330,19 +363,22 @@ impl Ports {
         }
     }
 
-    /// Has panzer told when the path of `shared` goes.
-    fn watch_name(&mut self, shared: &Shared, log: &mut Log) {
-        if shared.name.is_none() {
-            let text = format!(
-                "cannot keep {} in place: its directory takes no second link; a worker that removes it takes it from all",
-                shared.address
-            );
-            return log.say(Level::Warning, "path_not_kept", &text);
-        }
+    /// Has the path of `shared` put back whenever it goes.
+    fn keep_name(&mut self, shared: &mut Shared, name: Result<KeptName, Errno>, log: &mut Log) {
         let Self { epoll, names, .. } = self;
-        if let Ok(descriptor) = names.descriptor() {
-            // It is there from the second time on.
-            let _ = epoll::add(&*epoll, descriptor, Token::Names.to_data(), epoll::EventFlags::IN);
+        let watched = name.and_then(|name| {
+            let name = shared.name.insert(name);
+            let descriptor = names.watch(name)?;
+            match epoll::add(&*epoll, descriptor, Token::Names.to_data(), epoll::EventFlags::IN) {
+                Err(Errno::EXIST) => Ok(()),
+                added => added,
+            }
+        });
+        if let Err(error) = watched {
+            let words = cause(&error.into());
+            let text =
+                format!("cannot keep {} in place: {words}; a worker that removes it takes it from all", shared.address);
+            log.say(Level::Warning, "path_not_kept", &text);
         }
     }
 
@@ -357,8 +393,9 @@ impl Ports {
             Err(Unshared::OfNoConcern) => (Answer::PassOn, None),
             Err(Unshared::Unknown(error)) => {
                 if !std::mem::replace(&mut self.said, true) {
-                    let slot = worker.slot;
-                    say_not_shared(log, &format!("cannot look into worker {slot}: {}", cause(&error.into())));
+                    let why = with_advice(&cause(&error.into()));
+                    let text = format!("cannot share a port of worker {}: {why}", worker.slot);
+                    log.say(Level::Warning, "ports_not_shared", &text);
                 }
                 (Answer::PassOn, None)
             }
@@ -371,7 +408,7 @@ impl Ports {
 /// What `listener` is bound to, where workers may bind it too.
 fn address_of(listener: &Listener) -> Option<Address> {
     let socket = listener.sockets.first()?;
-    if rustix::net::sockopt::socket_type(socket) != Ok(SocketType::STREAM) {
+    if sockopt::socket_type(socket) != Ok(SocketType::STREAM) {
         return None;
     }
     let address = rustix::net::getsockname(socket).ok()?;

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::caller::file_at;
 use super::identity::{Identity, With};
 
-/// The paths that are kept, and how panzer learns of a link that is gone.
+/// How panzer learns of a link that is gone.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     inotify: Option<OwnedFd>,
@@ -33,12 +33,18 @@ pub(super) struct KeptName {
 }
 
 impl Names {
-    /// What is readable when a link has gone; new the first time.
-    pub(super) fn descriptor(&mut self) -> Result<BorrowedFd<'_>, Errno> {
+    /// Has panzer told when a link to `name` goes, and gives what is readable then.
+    ///
+    /// # Errors
+    /// The user has too many inotify instances.
+    pub(super) fn watch(&mut self, name: &KeptName) -> Result<BorrowedFd<'_>, Errno> {
         if self.inotify.is_none() {
             self.inotify = Some(inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?);
         }
-        self.inotify.as_ref().map(AsFd::as_fd).ok_or(Errno::BADF)
+        let descriptor = self.inotify.as_ref().ok_or(Errno::BADF)?;
+        // The number of links is an attribute of the file; the watch ends with it.
+        name.as_owner(|| inotify::add_watch(descriptor, &name.hidden, WatchFlags::ATTRIB).map(drop))?;
+        Ok(descriptor.as_fd())
     }
 
     /// Throws away what was told: every name is looked at anyway.
@@ -46,12 +52,14 @@ impl Names {
         let mut space = [0_u8; 4096];
         while let Some(Ok(1..)) = self.inotify.as_ref().map(|inotify| rustix::io::read(inotify, &mut space)) {}
     }
+}
 
+impl KeptName {
     /// Keeps `path`, at which a socket was just bound. To be called as its owner.
     ///
     /// # Errors
-    /// The file system has no hard links, or no room.
-    pub(super) fn keep(&mut self, path: &Path, owner: Option<Identity>) -> Result<KeptName, Errno> {
+    /// ENOENT where the path is gone already; else the file system has no hard links, or no room.
+    pub(super) fn new(path: &Path, owner: Option<Identity>) -> Result<Self, Errno> {
         let mut name = OsString::from(".");
         name.push(path.file_name().ok_or(Errno::INVAL)?);
         name.push(".panzer");
@@ -63,13 +71,12 @@ impl Names {
             Err(error) => return Err(error),
         }
         rustix::fs::linkat(CWD, path, CWD, &hidden, AtFlags::empty())?;
-        // The number of links is an attribute of the file; this watch ends with it.
-        inotify::add_watch(self.descriptor()?, &hidden, WatchFlags::ATTRIB)?;
-        Ok(KeptName { path: path.to_owned(), hidden, file, owner })
+        if file_at(&hidden) != Some(file) {
+            return Err(Errno::NOENT);
+        }
+        Ok(Self { path: path.to_owned(), hidden, file, owner })
     }
-}
 
-impl KeptName {
     /// Puts the path back where it is gone.
     pub(super) fn restore(&self) -> Result<(), Errno> {
         if file_at(&self.path).is_some() {

@@ -74,6 +74,11 @@ impl Options {
         Self(set.map(|(name, value)| (name, if is_buffer(name) { halved(value) } else { value })).collect())
     }
 
+    /// What `name` of `level` was set to, if it was.
+    pub(super) fn value(&self, level: c_int, name: c_int) -> Option<[u8; sys::SOCKET_OPTION_LENGTH]> {
+        self.0.iter().find(|(known, _)| *known == (level, name)).map(|(_, value)| *value)
+    }
+
     /// Remembers that `name` of `level` was set to `value`.
     pub(super) fn set(&mut self, level: c_int, name: c_int, value: [u8; sys::SOCKET_OPTION_LENGTH]) {
         self.0.retain(|(known, _)| *known != (level, name));

@@ -15,10 +15,13 @@ use rustix::net::{
 };
 
 use super::caller::{Caller, CallersSocket, Protocol, Wanted, inode};
-use super::names::{KeptName, Names};
+use super::names::KeptName;
 use super::options::Options;
 use crate::linux::sys;
 use crate::supervisor::WorkerId;
+
+/// How often a path is bound that others remove at the same time.
+const PATH_TRIES: u32 = 100;
 
 /// The state of a TCP socket that is neither connected nor listening (`TCP_CLOSE`, include/net/tcp_states.h).
 const TCP_CLOSE: u8 = 7;
@@ -63,7 +66,7 @@ pub(super) struct Shared {
 }
 
 /// The sockets, and what keeps their path.
-pub(super) type Bound = (Vec<OwnedFd>, Option<KeptName>);
+pub(super) type Bound = (Vec<OwnedFd>, Option<Result<KeptName, Errno>>);
 
 /// A first bind, and what is needed for it.
 pub(super) struct FirstBind<'a> {
@@ -89,10 +92,10 @@ impl FirstBind<'_> {
     ///
     /// # Errors
     /// What the kernel says to the caller.
-    pub(super) fn bind(&self, names: &mut Names) -> Result<Bound, Errno> {
+    pub(super) fn bind(&self) -> Result<Bound, Errno> {
         match (self.wanted, self.address) {
             (Wanted::Internet(address), _) => Ok((self.bind_port(*address)?, None)),
-            (Wanted::Path(typed), Address::Path(path)) => self.bind_path(typed, path, names),
+            (Wanted::Path(typed), Address::Path(path)) => self.bind_path(typed, path),
             (Wanted::Path(_), Address::Internet(_)) => Err(Errno::INVAL),
         }
     }
@@ -103,10 +106,8 @@ impl FirstBind<'_> {
             bind(&socket, &address)?;
             return Ok(vec![socket]);
         }
-        // Multipath TCP knows no groups; its clients speak plain TCP then.
         let one = |is_of_group: bool| {
-            let socket = new_socket(Protocol::Tcp, address.is_ipv6())?;
-            self.options.apply(socket.as_fd());
+            let socket = self.new_socket()?;
             if is_of_group {
                 sockopt::set_socket_reuseport(&socket, true)?;
             }
@@ -117,34 +118,55 @@ impl FirstBind<'_> {
         (0..self.queues).map(|_| one(true)).collect()
     }
 
-    fn bind_path(&self, typed: &Path, path: &Path, names: &mut Names) -> Result<Bound, Errno> {
-        let socket = self.one_socket()?;
-        let address = SocketAddrUnix::new(typed)?;
-        if typed.is_absolute() {
-            bind(&socket, &address)?;
-        } else {
-            // The socket tells everyone who asks what it was bound to, so it is bound to just that.
-            let own = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            rustix::process::fchdir(self.caller.directory()?)?;
-            let bound = bind(&socket, &address);
-            rustix::process::fchdir(own)?;
-            bound?;
+    fn bind_path(&self, typed: &Path, path: &Path) -> Result<Bound, Errno> {
+        let mut socket = self.one_socket()?;
+        for _ in 0..PATH_TRIES {
+            bind_to_path(&socket, typed, self.caller)?;
+            match KeptName::new(path, Some(self.caller.identity.clone())) {
+                // Another worker has removed the path in this very moment, to bind it next: this socket is lost.
+                Err(Errno::NOENT) => socket = self.new_socket()?,
+                // Where it cannot be kept, the path is as safe as it would be without panzer.
+                name => return Ok((vec![socket], Some(name))),
+            }
         }
-        // Without a second link the path is as safe as it would be without panzer.
-        let name = names.keep(path, Some(self.caller.identity.clone())).ok();
-        Ok((vec![socket], name))
+        Err(Errno::ADDRINUSE)
     }
 
     /// The caller's own socket, or one that is like it.
     fn one_socket(&self) -> Result<OwnedFd, Errno> {
-        if let Some(taken) = &self.taken {
-            return rustix::io::fcntl_dupfd_cloexec(taken, 0);
+        match &self.taken {
+            Some(taken) => rustix::io::fcntl_dupfd_cloexec(taken, 0),
+            None => self.new_socket(),
         }
-        let is_ipv6 = matches!(self.wanted, Wanted::Internet(SocketAddr::V6(_)));
-        let socket = new_socket(self.socket.protocol.ok_or(Errno::PROTONOSUPPORT)?, is_ipv6)?;
+    }
+
+    /// A socket that is like the caller's.
+    fn new_socket(&self) -> Result<OwnedFd, Errno> {
+        // Multipath TCP knows no groups; its clients speak plain TCP then.
+        let protocol = if self.queues > 1 { Some(Protocol::Tcp) } else { self.socket.protocol };
+        let protocol = protocol.ok_or(Errno::PROTONOSUPPORT)?;
+        let socket = new_socket(protocol, self.socket.is_ipv6)?;
+        if self.taken.is_none() && protocol != Protocol::UnixStream {
+            // Many servers set it on the listener, where it costs nothing to have; it is not watched, since others set it
+            // on each connection.
+            sockopt::set_tcp_nodelay(&socket, true)?;
+        }
         self.options.apply(socket.as_fd());
         Ok(socket)
     }
+}
+
+/// Binds to a path as the caller has written it: the socket tells everyone who asks what it was bound to.
+fn bind_to_path(socket: &OwnedFd, typed: &Path, caller: &Caller) -> Result<(), Errno> {
+    let address = SocketAddrUnix::new(typed)?;
+    if typed.is_absolute() {
+        return bind(socket, &address);
+    }
+    let own = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::process::fchdir(caller.directory()?)?;
+    let bound = bind(socket, &address);
+    rustix::process::fchdir(own)?;
+    bound
 }
 
 /// A new socket of this kind.
@@ -160,10 +182,10 @@ pub(super) fn new_socket(protocol: Protocol, is_ipv6: bool) -> Result<OwnedFd, E
 
 impl Shared {
     /// What a worker has just bound.
-    pub(super) fn bound(address: Address, caller: &Caller, (sockets, name): Bound) -> Self {
+    pub(super) fn bound(address: Address, caller: &Caller, sockets: Vec<OwnedFd>) -> Self {
         let maker = Some((caller.identity.process, caller.identity.uid()));
         let sockets = sockets.into_iter().map(Rc::new).collect();
-        let (backlog, holders, look_at) = (None, Vec::new(), None);
+        let (backlog, holders, look_at, name) = (None, Vec::new(), None, None);
         Self { address, sockets, backlog, declared: false, maker, holders, look_at, name }
     }
 
