@@ -173,14 +173,14 @@ impl Ports {
             return Err(Unshared::OfNoConcern);
         }
         if let Address::Path(path) = &shared.address {
-            let in_place = match &shared.name {
+            let leads_elsewhere = match &shared.name {
                 Some(name) => {
                     name.restore()?;
-                    name.is_in_place()
+                    name.is_taken()
                 }
-                None => file_at(path).is_some(),
+                None => file_at(path).is_none(),
             };
-            if !in_place {
+            if leads_elsewhere {
                 return Err(Unshared::OfNoConcern);
             }
         }

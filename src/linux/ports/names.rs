@@ -89,9 +89,9 @@ impl KeptName {
         self.as_owner(link)
     }
 
-    /// Whether the path leads to this socket.
-    pub(super) fn is_in_place(&self) -> bool {
-        file_at(&self.path) == Some(self.file)
+    /// Whether somebody has put something else at the path. A path that is gone is none of that: it is put back.
+    pub(super) fn is_taken(&self) -> bool {
+        file_at(&self.path).is_some_and(|found| found != self.file)
     }
 
     fn as_owner(&self, action: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
