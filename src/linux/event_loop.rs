@@ -294,9 +294,9 @@ impl Running {
 
     /// Answers what workers ask of their ports.
     fn handle_ports(&mut self) {
-        let (now, Prepared { ports, log, .. }) = (self.start.elapsed(), &mut self.prepared);
-        if let Some(ports) = ports {
-            self.events.extend(ports.handle(now, log));
+        let (now, Prepared { ports, decider, log, .. }) = (self.start.elapsed(), &mut self.prepared);
+        if let (Some(ports), Decider::Supervise(supervisor)) = (ports, &*decider) {
+            self.events.extend(ports.handle(now, supervisor.is_stopping(), log));
         }
     }
 
@@ -360,7 +360,8 @@ impl Running {
     }
 
     fn spawn(&mut self, worker: WorkerId) {
-        let spawned = match self.prepared.launcher.start(worker) {
+        let keep_names = self.prepared.ports.as_ref().is_some_and(Ports::keep_names);
+        let spawned = match self.prepared.launcher.start(worker, keep_names) {
             Ok(spawned) => spawned,
             Err(error) => {
                 let object = if self.prepared.decider.is_supervisor() {

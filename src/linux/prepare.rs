@@ -15,7 +15,7 @@ use super::environment::{self, EnvironmentSource};
 use super::event_loop::{Prepared, Running};
 use super::guard::GuardSettings;
 use super::listen::{self, FIRST_DESCRIPTOR, Listener};
-use super::ports::{self, PortSettings, Ports};
+use super::ports::{self, AlsoSent, PortSettings, Ports};
 use super::spawn::{DeathPipe, Launcher, PortFilter, above_handed_down, candidates};
 use super::sys::{self, StringList};
 use super::users::{self, Credentials};
@@ -170,7 +170,8 @@ fn port_filter(config: &Config, takes_sockets: bool, log: &mut Log) -> Result<Op
         log.say(Level::Warning, "ports_not_shared", &format!("cannot share ports: {why}"));
         return Ok(None);
     }
-    Ok(Some(PortFilter { program: ports::program(!takes_sockets), required }))
+    let program = |removals| ports::program(AlsoSent { options: !takes_sockets, removals });
+    Ok(Some(PortFilter { program: program(false), program_for_names: program(true), required }))
 }
 
 fn open_listeners(config: &Config, mut listeners: Vec<Listener>, queues: u32) -> Result<Vec<Listener>, Error> {

@@ -100,6 +100,8 @@ pub(super) enum News {
 pub(super) struct PortFilter {
     /// The filter's program.
     pub(super) program: Vec<Instruction>,
+    /// The same for workers that start when a UNIX path is kept in place.
+    pub(super) program_for_names: Vec<Instruction>,
     /// A worker that cannot be put under it is not to run.
     pub(super) required: bool,
 }
@@ -110,6 +112,14 @@ pub(super) struct Spawned {
     pub(super) pid: Pid,
     /// Holds messages about its start; ends when the program is executed.
     pub(super) channel: OwnedFd,
+}
+
+/// What the child is told.
+struct Start {
+    panzer: Pid,
+    worker: WorkerId,
+    /// A UNIX path is kept in place.
+    keep_names: bool,
 }
 
 /// What exec takes, made before the fork.
@@ -195,7 +205,7 @@ impl Launcher {
     ///
     /// # Errors
     /// The kernel gives no channel or no process.
-    pub(super) fn start(&self, worker: WorkerId) -> std::io::Result<Spawned> {
+    pub(super) fn start(&self, worker: WorkerId, keep_names: bool) -> std::io::Result<Spawned> {
         // A pipe cannot carry a descriptor. Messages stay apart from each other.
         let flags = SocketFlags::CLOEXEC;
         let (reader, writer) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -209,7 +219,7 @@ impl Launcher {
         };
         let panzer = Pid::own();
         match sys::fork(Some(Signal::CHLD))? {
-            Fork::Child => self.become_worker(panzer, worker, strings, writer.as_fd()),
+            Fork::Child => self.become_worker(&Start { panzer, worker, keep_names }, strings, writer.as_fd()),
             Fork::Parent(pid) => {
                 // In the child too: whoever is first, a signal to the group from here on finds it.
                 sys::lead_group(pid);
@@ -219,8 +229,8 @@ impl Launcher {
     }
 
     /// In the child.
-    fn become_worker(&self, panzer: Pid, worker: WorkerId, strings: Strings<'_>, channel: BorrowedFd<'_>) -> ! {
-        let (step, errno) = match self.prepare_child(panzer, worker, channel) {
+    fn become_worker(&self, start: &Start, strings: Strings<'_>, channel: BorrowedFd<'_>) -> ! {
+        let (step, errno) = match self.prepare_child(start, channel) {
             Err(failure) => failure,
             Ok(()) => self.execute(strings),
         };
@@ -230,7 +240,7 @@ impl Launcher {
     }
 
     /// The order matters and is that of docs/DESIGN.md, "A worker's start".
-    fn prepare_child(&self, panzer: Pid, worker: WorkerId, channel: BorrowedFd<'_>) -> Result<(), (Step, i32)> {
+    fn prepare_child(&self, start: &Start, channel: BorrowedFd<'_>) -> Result<(), (Step, i32)> {
         let at = |step: Step| move |error: Errno| (step, error.raw_os_error());
         sys::lead_group(Pid::own());
         if let Some(start) = &self.start_directory {
@@ -244,7 +254,7 @@ impl Launcher {
         }
         // Before the credentials: whoever has CAP_SYS_ADMIN does not have to give up new privileges for it.
         if let Some(filter) = &self.filter {
-            filter.install(channel)?;
+            filter.install(start.keep_names, channel)?;
         }
         if let Some(credentials) = self.credentials.as_ref().filter(|credentials| credentials.change) {
             rustix::thread::set_thread_groups(&credentials.groups).map_err(at(Step::User))?;
@@ -254,7 +264,7 @@ impl Launcher {
         // After the credentials: the kernel forgets it when they change.
         sys::set_parent_death_signal(self.parent_death).map_err(|error| (Step::ParentDeath, raw(&error)))?;
         // panzer may have died before that. No parent at all means that it is outside of this PID namespace.
-        if rustix::process::getppid().is_some_and(|parent| Pid::from(parent) != panzer) {
+        if rustix::process::getppid().is_some_and(|parent| Pid::from(parent) != start.panzer) {
             return Err((Step::NoParent, 0));
         }
         if let Some(stdin) = &self.stdin {
@@ -263,7 +273,7 @@ impl Launcher {
         if let Some(terminal) = self.terminal.filter(|_| !self.supervised) {
             terminal.pass_to(Pid::own());
         }
-        let sockets = self.listeners.iter().filter_map(|listener| Some(listener.socket_of(worker.slot)?.as_fd()));
+        let sockets = self.listeners.iter().filter_map(|listener| Some(listener.socket_of(start.worker.slot)?.as_fd()));
         let handed_down = sockets.chain(self.death_pipe.as_ref().map(|pipe| pipe.reader.as_fd()));
         for (from, to) in handed_down.zip(FIRST_DESCRIPTOR..) {
             sys::duplicate_to(from, to).map_err(|error| (Step::Descriptors, raw(&error)))?;
@@ -373,9 +383,10 @@ impl Launcher {
 
 impl PortFilter {
     /// In the child: puts it under the filter and sends panzer what the filter's calls come through.
-    fn install(&self, channel: BorrowedFd<'_>) -> Result<(), (Step, i32)> {
+    fn install(&self, keep_names: bool, channel: BorrowedFd<'_>) -> Result<(), (Step, i32)> {
         let failed = |error: Errno| (Step::SharePorts, error.raw_os_error());
-        match sys::install_filter(&self.program) {
+        let program = if keep_names { &self.program_for_names } else { &self.program };
+        match sys::install_filter(program) {
             Ok(filter) => send(channel, Step::SharePorts, 0, Some(filter.as_fd())).map_err(failed),
             Err(error) if self.required || is_transient(raw(&error)) => Err((Step::SharePorts, raw(&error))),
             Err(error) => send(channel, Step::SharePorts, raw(&error), None).map_err(failed),

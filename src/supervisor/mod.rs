@@ -349,6 +349,12 @@ impl Supervisor {
         }
     }
 
+    /// Whether workers are being stopped, or are gone.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        !matches!(self.phase, Phase::Running)
+    }
+
     /// What happens to the connections of each slot, where it has a queue of its own.
     #[must_use]
     pub fn queues(&self, now: Duration) -> Vec<Queue> {

@@ -470,11 +470,6 @@ impl World {
     }
 }
 
-/// A stop that nobody has ordered: a fatal exit, the crash limit, nobody left to restart.
-fn stops_by_itself(supervisor: &Supervisor) -> bool {
-    !matches!(supervisor.phase, super::Phase::Running)
-}
-
 fn simulate(seed: u64) -> Tally {
     let mut world = World::new(seed);
     let mut supervisor = Supervisor::new(world.settings.clone(), Duration::ZERO);
@@ -488,7 +483,8 @@ fn simulate(seed: u64) -> Tally {
             world.trace.push(format!("{:?} {event:?}", world.now));
             world.note_order(&event);
             let effects = supervisor.handle(world.now, event);
-            if world.stop_told.is_none() && stops_by_itself(&supervisor) {
+            // Also one that nobody has ordered: a fatal exit, the crash limit, nobody left to restart.
+            if world.stop_told.is_none() && supervisor.is_stopping() {
                 world.stop_told = Some(world.now);
             }
             world.perform(effects);

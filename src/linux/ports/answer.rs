@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::rc::Rc;
 
 use rustix::fs::OFlags;
@@ -37,6 +38,7 @@ impl Ports {
         match Call::of(&call.notification).ok_or(Unshared::OfNoConcern)? {
             Call::Bind(number, at, length) => self.bind(call, number, (at, length), log).map(|answer| (answer, None)),
             Call::Listen(number, backlog) => self.listen(call, number, backlog, log),
+            Call::Unlink(directory, at) => self.unlink(call, directory, at).map(|answer| (answer, None)),
             Call::SetOption(number, level, name, at) => {
                 self.remember(call, number, (level, name), at)?;
                 Err(Unshared::OfNoConcern)
@@ -51,6 +53,10 @@ impl Ports {
         (at, length): (u64, usize),
         log: &mut Log,
     ) -> Result<Answer, Unshared> {
+        // Most programs that bind often bind port 0: that is to be seen at once.
+        if Caller::is_of_no_concern(call.notification.thread, at, length) {
+            return Err(Unshared::OfNoConcern);
+        }
         let caller = Caller::new(call.notification.thread)?;
         let wanted = caller.address(at, length)?.ok_or(Unshared::OfNoConcern)?;
         let socket = caller.socket(number)?.filter(|socket| socket.takes(&wanted)).ok_or(Unshared::OfNoConcern)?;
@@ -60,7 +66,7 @@ impl Ports {
         }
         let address = match &wanted {
             Wanted::Internet(address) => Address::Internet(plain(*address)),
-            Wanted::Path(path) => Address::Path(caller.resolve(path)?),
+            Wanted::Path(path) => Address::Path(caller.resolve(libc::AT_FDCWD, path)?),
         };
         let mut known = self.shared.iter().position(|shared| shared.address == address);
         if let Some(shared) = known.and_then(|at| self.shared.get(at)) {
@@ -217,14 +223,45 @@ impl Ports {
             Ok(begins) => {
                 shared.is_held_by(call.worker);
                 shared.look_at = None;
+                let is_new = !shared.listening.contains(&call.worker.slot);
+                if is_new {
+                    shared.listening.push(call.worker.slot);
+                }
                 if begins {
                     log.say(Level::Info, "port_shared", &format!("workers share {}", shared.address));
                     self.watch(at, SHUT_DOWN);
-                    self.steer(at, &[], log);
+                }
+                if is_new {
+                    let before = if begins { Vec::new() } else { self.rotation.clone() };
+                    self.steer(at, &before, log);
                 }
             }
         }
         Ok((Answer::Done, Some(Event::Listening(call.worker))))
+    }
+
+    /// A path that is kept is not removed: there would be no socket for a moment. Whoever wants to bind it next, or ends
+    /// and cleans up, finds that it could.
+    fn unlink(&self, call: &Pending<'_>, directory: RawFd, at: u64) -> Result<Answer, Unshared> {
+        let caller = Caller::new(call.notification.thread)?;
+        let typed = caller.path_at(at)?;
+        let user = caller.identity.uid();
+        let kept = |path: &Path| {
+            let is_it = |shared: &&Shared| matches!(&shared.address, Address::Path(kept) if kept == path);
+            self.shared.iter().find(is_it).filter(|shared| shared.is_for(user))?.name.as_ref()
+        };
+        let has_name =
+            |shared: &Shared| matches!(&shared.address, Address::Path(path) if path.file_name() == typed.file_name());
+        if !self.shared.iter().any(has_name) || !sys::is_notification_valid(call.filter, call.notification.id) {
+            return Err(Unshared::OfNoConcern);
+        }
+        let path = caller.resolve(directory, &typed)?;
+        let name = kept(&path).filter(|name| !name.is_taken()).ok_or(Unshared::OfNoConcern)?;
+        if !caller.shares_namespaces(&Wanted::Path(typed)) {
+            return Err(Unshared::OfNoConcern);
+        }
+        name.restore()?;
+        Ok(Answer::Done)
     }
 
     /// Remembers an option of a socket that panzer will not be able to look into.

@@ -20,6 +20,9 @@ use crate::linux::sys::Pid;
 /// The longest address that the kernel takes (`struct sockaddr_storage`).
 const LONGEST_ADDRESS: usize = 128;
 
+/// The longest path that the kernel takes, with its end (`PATH_MAX`).
+const LONGEST_PATH: usize = 4096;
+
 /// Where a sockaddr has its parts, the family first (`ip(7)`, `ipv6(7)`, `unix(7)`).
 const PATH_AT: usize = 2;
 const PATH_SPACE: usize = 108;
@@ -103,6 +106,15 @@ impl Caller {
         Ok(caller)
     }
 
+    /// Whether an address can be read without further ado, and is none that can be shared. For all else there is
+    /// [`Caller::address`], which reads it for good.
+    pub(super) fn is_of_no_concern(thread: Pid, at: u64, length: usize) -> bool {
+        let mut bytes = [0; LONGEST_ADDRESS];
+        let Some(bytes) = bytes.get_mut(..length) else { return true };
+        let memory = fs::File::open(format!("/proc/{}/mem", thread.number()));
+        memory.is_ok_and(|memory| memory.read_exact_at(bytes, at).is_ok() && parse(bytes).is_none())
+    }
+
     fn path(&self, name: &str) -> String {
         format!("/proc/{}/{name}", self.thread.number())
     }
@@ -132,11 +144,17 @@ impl Caller {
         }
     }
 
-    /// A path as panzer sees it: from the root, with no link in its directory.
-    pub(super) fn resolve(&self, path: &Path) -> Result<PathBuf, Errno> {
+    /// A path as panzer sees it: from the root, with no link in its directory. A relative one starts at the caller's
+    /// descriptor `start`, or in its directory (`AT_FDCWD`).
+    pub(super) fn resolve(&self, start: RawFd, path: &Path) -> Result<PathBuf, Errno> {
         let name = path.file_name().ok_or(Errno::NOENT)?;
-        // A relative one starts in the caller's directory, an absolute one takes the place of that.
-        let directory = self.look(|| rustix::fs::readlink(self.path("cwd"), Vec::new()))?;
+        let start = if start == libc::AT_FDCWD { "cwd".to_owned() } else { format!("fd/{start}") };
+        // An absolute path takes the place of what it is joined to.
+        let directory = if path.is_absolute() {
+            c"/".to_owned()
+        } else {
+            self.look(|| rustix::fs::readlink(self.path(&start), Vec::new()))?
+        };
         let full = Path::new(OsStr::from_bytes(directory.as_bytes())).join(path);
         let resolved = self.identity.act(self.with, || fs::canonicalize(full.parent().unwrap_or(Path::new("/"))))?;
         let raw = |error: std::io::Error| error.raw_os_error().map_or(Errno::NOENT, Errno::from_raw_os_error);
@@ -158,6 +176,20 @@ impl Caller {
             let read = fs::File::open(path).and_then(|file| file.read_exact_at(&mut bytes, at));
             read.map(|()| bytes).map_err(|error| error.raw_os_error().map_or(Errno::FAULT, Errno::from_raw_os_error))
         })
+    }
+
+    /// The path that the caller has written, which ends in a NUL.
+    pub(super) fn path_at(&self, at: u64) -> Result<PathBuf, Errno> {
+        let path = self.path("mem");
+        let mut bytes = vec![0; LONGEST_PATH];
+        // What comes after the path may not be there at all: then the kernel reads less.
+        let length = self.look(|| {
+            let read = fs::File::open(path).and_then(|file| file.read_at(&mut bytes, at));
+            read.map_err(|error| error.raw_os_error().map_or(Errno::FAULT, Errno::from_raw_os_error))
+        })?;
+        let end = bytes.iter().take(length).position(|byte| *byte == 0).ok_or(Errno::FAULT)?;
+        bytes.truncate(end);
+        Ok(PathBuf::from(OsString::from_vec(bytes)))
     }
 
     /// The address that the caller has written; `None` where it is none that can be shared.

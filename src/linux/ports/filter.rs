@@ -22,6 +22,8 @@ pub(super) enum Call {
     Bind(RawFd, u64, usize),
     /// `listen(2)`: the descriptor and the length of the queue.
     Listen(RawFd, c_int),
+    /// `unlink(2)`, `unlinkat(2)`: the directory's descriptor, and where in the caller's memory the path is.
+    Unlink(RawFd, u64),
     /// `setsockopt(2)`: the descriptor, level and name, and where in the caller's memory the value is.
     SetOption(RawFd, c_int, c_int, u64),
 }
@@ -33,6 +35,9 @@ impl Call {
         Some(match notification.call {
             libc::SYS_bind => Self::Bind(lower(a), b, usize::try_from(lower(c)).ok()?),
             libc::SYS_listen => Self::Listen(lower(a), lower(b)),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_unlink => Self::Unlink(libc::AT_FDCWD, a),
+            libc::SYS_unlinkat if lower(c) == 0 => Self::Unlink(lower(a), b),
             libc::SYS_setsockopt => Self::SetOption(lower(a), lower(b), lower(c), d),
             _ => return None,
         })
@@ -44,8 +49,23 @@ fn lower(argument: u64) -> c_int {
     c_int::from_le_bytes([a, b, c, d])
 }
 
-/// The filter's program. `watch_options`: the options that [`WATCHED`] names are sent too.
-pub(in crate::linux) fn program(watch_options: bool) -> Vec<Instruction> {
+/// What a filter sends besides bind and listen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::linux) struct AlsoSent {
+    /// The options that [`WATCHED`] names.
+    pub(in crate::linux) options: bool,
+    /// Removals of files.
+    pub(in crate::linux) removals: bool,
+}
+
+/// The calls that remove files; newer machines have only the second one.
+#[cfg(target_arch = "x86_64")]
+const REMOVALS: [c_long; 2] = [libc::SYS_unlink, libc::SYS_unlinkat];
+#[cfg(not(target_arch = "x86_64"))]
+const REMOVALS: [c_long; 1] = [libc::SYS_unlinkat];
+
+/// The filter's program.
+pub(in crate::linux) fn program(also: AlsoSent) -> Vec<Instruction> {
     let send = ret(libc::SECCOMP_RET_USER_NOTIF);
     let allow = ret(libc::SECCOMP_RET_ALLOW);
     let mut program = vec![
@@ -59,7 +79,12 @@ pub(in crate::linux) fn program(watch_options: bool) -> Vec<Instruction> {
         unless_equal(number(libc::SYS_listen), 1, 0),
         send,
     ];
-    if watch_options {
+    if also.removals {
+        for call in REMOVALS {
+            program.extend([unless_equal(number(call), 1, 0), send]);
+        }
+    }
+    if also.options {
         program.extend([unless_equal(number(libc::SYS_setsockopt), 0, 1), allow]);
         for (level, name) in WATCHED {
             program.extend([
@@ -126,25 +151,30 @@ mod tests {
 
     #[test]
     fn the_filter_sends_bind_and_listen_and_lets_all_else_pass() {
-        for watch in [false, true] {
-            let program = program(watch);
+        for (options, removals) in [(false, false), (true, false), (false, true), (true, true)] {
+            let program = program(AlsoSent { options, removals });
             let run = |call| run(&program, call, AUDIT_ARCH, 0, 0);
-            assert_eq!(run(libc::SYS_bind), libc::SECCOMP_RET_USER_NOTIF);
-            assert_eq!(run(libc::SYS_listen), libc::SECCOMP_RET_USER_NOTIF);
-            for call in (0..600).filter(|call| *call != libc::SYS_bind && *call != libc::SYS_listen) {
+            let mut sent = vec![libc::SYS_bind, libc::SYS_listen];
+            sent.extend(REMOVALS.iter().filter(|_| removals));
+            for call in &sent {
+                assert_eq!(run(*call), libc::SECCOMP_RET_USER_NOTIF);
+            }
+            for call in (0..600).filter(|call| !sent.contains(call)) {
                 assert_eq!(run(call), libc::SECCOMP_RET_ALLOW, "{call}");
                 // x32
                 assert_eq!(run(call | 0x4000_0000), libc::SECCOMP_RET_ALLOW, "{call}");
             }
         }
         let i386 = 0x4000_0003;
-        assert_eq!(run(&program(true), libc::SYS_bind, i386, 0, 0), libc::SECCOMP_RET_ALLOW);
+        let all = program(AlsoSent { options: true, removals: true });
+        assert_eq!(run(&all, libc::SYS_bind, i386, 0, 0), libc::SECCOMP_RET_ALLOW);
     }
 
     #[test]
     fn the_watched_options_are_sent_and_those_of_a_connection_are_not() {
         let sends = |watch: bool, level, name| {
-            run(&program(watch), libc::SYS_setsockopt, AUDIT_ARCH, level, name) == libc::SECCOMP_RET_USER_NOTIF
+            run(&program(AlsoSent { options: watch, removals: true }), libc::SYS_setsockopt, AUDIT_ARCH, level, name)
+                == libc::SECCOMP_RET_USER_NOTIF
         };
         for (level, name) in WATCHED {
             assert!(sends(true, level, name) && !sends(false, level, name));
@@ -167,6 +197,9 @@ mod tests {
         assert_eq!(of(libc::SYS_bind, [7, 0, u64::from(u32::MAX), 0, 0, 0]), None);
         assert_eq!(of(libc::SYS_listen, [seven, 511, 0, 0, 0, 0]), Some(Call::Listen(7, 511)));
         assert_eq!(of(libc::SYS_listen, [7, u64::MAX, 0, 0, 0, 0]), Some(Call::Listen(7, -1)));
+        assert_eq!(of(libc::SYS_unlinkat, [seven, 4096, 0, 0, 0, 0]), Some(Call::Unlink(7, 4096)));
+        let directory = u64::from(libc::AT_REMOVEDIR.unsigned_abs());
+        assert_eq!(of(libc::SYS_unlinkat, [seven, 4096, directory, 0, 0, 0]), None);
         assert_eq!(of(libc::SYS_read, [0; 6]), None);
     }
 }

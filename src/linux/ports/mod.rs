@@ -43,7 +43,7 @@ use options::Options;
 use shared::{Address, Shared};
 
 pub(super) use caller::can_take_sockets;
-pub(super) use filter::program;
+pub(super) use filter::{AlsoSent, program};
 
 /// How many calls are answered before panzer looks at anything else. Each worker's turn comes as often.
 const EVENTS_AT_ONCE: usize = 16;
@@ -191,6 +191,9 @@ impl Ports {
     /// Answers the calls of a new worker from now on.
     pub(super) fn add(&mut self, now: Duration, worker: WorkerId, descriptor: OwnedFd, log: &mut Log) {
         self.last_start = now;
+        for shared in &mut self.shared {
+            shared.listening.retain(|slot| *slot != worker.slot);
+        }
         // A call that nobody makes: a kernel that knows the request says ENOENT.
         let probe = sys::replace_descriptor(descriptor.as_fd(), 0, descriptor.as_fd(), 0, true);
         if !self.is_useless && probe.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)) {
@@ -206,7 +209,9 @@ impl Ports {
     }
 
     /// Does what there is to do, and says what the supervisor wants to know.
-    pub(super) fn handle(&mut self, now: Duration, log: &mut Log) -> Vec<Event> {
+    ///
+    /// While workers are being stopped, what they shut down stays so.
+    pub(super) fn handle(&mut self, now: Duration, is_stopping: bool, log: &mut Log) -> Vec<Event> {
         let mut space = [const { MaybeUninit::uninit() }; EVENTS_AT_ONCE];
         let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         let ready: &[epoll::Event] = match epoll::wait(&self.epoll, &mut space, Some(&none)) {
@@ -221,7 +226,7 @@ impl Ports {
                     told.extend(self.answer(descriptor, now, log));
                 }
                 Token::Filter(descriptor) => self.forget_filter(descriptor, now),
-                Token::Socket(descriptor) => self.socket_changed(descriptor, log),
+                Token::Socket(descriptor) => self.socket_changed(descriptor, is_stopping, log),
                 Token::Names => self.restore_names(log),
             }
         }
@@ -254,6 +259,11 @@ impl Ports {
         });
     }
 
+    /// Whether a path is kept in place, which a worker may want to remove.
+    pub(super) fn keep_names(&self) -> bool {
+        self.shared.iter().any(|shared| shared.name.is_some())
+    }
+
     /// Whether each slot has a queue of its own.
     pub(super) fn have_queues(&self) -> bool {
         self.settings.queues > 1
@@ -274,7 +284,7 @@ impl Ports {
         let Self { shared, rotation, epoll, .. } = self;
         let Some(shared) = shared.get(at).filter(|one| one.sockets.len() > 1 && one.backlog.is_some()) else { return };
         let serving = (0..).zip(&*rotation).filter(|(_, queue)| **queue == Queue::Serving);
-        let serving: Vec<u32> = serving.map(|(slot, _)| slot).collect();
+        let serving = shared.of_those_who_listen(serving.map(|(slot, _)| slot).collect());
         if serving.is_empty() {
             return;
         }
@@ -295,7 +305,7 @@ impl Ports {
 
     /// A socket that was bound and does not listen got connected; or a listener was shut down; or something came for a
     /// slot that has no worker.
-    fn socket_changed(&mut self, descriptor: RawFd, log: &mut Log) {
+    fn socket_changed(&mut self, descriptor: RawFd, is_stopping: bool, log: &mut Log) {
         let is_it = |socket: &&Rc<OwnedFd>| socket.as_raw_fd() == descriptor;
         let Some(at) = self.shared.iter().position(|shared| shared.sockets.iter().any(|one| is_it(&one))) else {
             return;
@@ -306,6 +316,7 @@ impl Ports {
             None if shared.is_connected() => self.forget(at),
             None => {}
             Some(_) if sockopt::socket_acceptconn(socket) == Ok(true) => drop(queues::let_go(socket)),
+            Some(_) if is_stopping => drop(epoll::delete(&self.epoll, socket)),
             Some(backlog) => {
                 // shutdown(2) ends a listener for all who have it, and some servers do that when they stop.
                 let text = format!("a worker has shut {} down for all; listening again", shared.address);

@@ -57,6 +57,8 @@ pub(super) struct Shared {
     pub(super) declared: bool,
     /// Who bound it first; its user is the only one who shares it.
     maker: Option<(sys::Pid, u32)>,
+    /// The slots whose present life listens there.
+    pub(super) listening: Vec<u32>,
     /// The lives that have it.
     pub(super) holders: Vec<WorkerId>,
     /// When to see whether anybody still needs it.
@@ -185,19 +187,29 @@ impl Shared {
     pub(super) fn bound(address: Address, caller: &Caller, sockets: Vec<OwnedFd>) -> Self {
         let maker = Some((caller.identity.process, caller.identity.uid()));
         let sockets = sockets.into_iter().map(Rc::new).collect();
-        let (backlog, holders, look_at, name) = (None, Vec::new(), None, None);
-        Self { address, sockets, backlog, declared: false, maker, holders, look_at, name }
+        let (backlog, listening, holders, look_at, name) = (None, Vec::new(), Vec::new(), None, None);
+        Self { address, sockets, backlog, declared: false, maker, listening, holders, look_at, name }
     }
 
     /// An address that `--listen` names and that listens already.
     pub(super) fn declared(address: Address, sockets: Vec<Rc<OwnedFd>>, backlog: i32) -> Self {
-        let (maker, look_at, name) = (None, None, None);
-        Self { address, sockets, backlog: Some(backlog), declared: true, maker, holders: Vec::new(), look_at, name }
+        let (listening, holders, maker, look_at, name) = (Vec::new(), Vec::new(), None, None, None);
+        Self { address, sockets, backlog: Some(backlog), declared: true, maker, listening, holders, look_at, name }
     }
 
     /// The socket of a slot.
     pub(super) fn socket_of(&self, slot: u32) -> Option<&Rc<OwnedFd>> {
         usize::try_from(slot).ok().and_then(|slot| self.sockets.get(slot)).or_else(|| self.sockets.first())
+    }
+
+    /// Those of `slots` whose life listens here; all that do, where these are none of them, and `slots` where nobody does:
+    /// ready workers may have this port still to come.
+    pub(super) fn of_those_who_listen(&self, slots: Vec<u32>) -> Vec<u32> {
+        if self.declared || self.listening.is_empty() {
+            return slots;
+        }
+        let both: Vec<u32> = slots.iter().copied().filter(|slot| self.listening.contains(slot)).collect();
+        if both.is_empty() { self.listening.clone() } else { both }
     }
 
     /// Notes that a life has it.
