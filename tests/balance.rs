@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::support::binders::{Binders, addr, alone, binder, free_port, has_ipv6, is_root, left_out, stop, ways, word};
+use crate::support::binders::{Binders, addr, alone, binder, has_ipv6, is_root, left_out, stop, ways, word};
 use crate::support::load::{self, Failure, Load, LoadOptions, Mode};
 use crate::support::panzer::shell_status;
+use crate::support::ports::free_port;
 use crate::support::worker::{panzer, sh, text};
 use crate::support::{deadline_or, process, wait_until};
 

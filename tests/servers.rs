@@ -9,17 +9,16 @@
 mod redis;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::load::{self, Addr, Failure, Load, LoadOptions, Mode, Report};
 use crate::support::panzer::{Running, shell_status};
+use crate::support::ports::free_port;
 use crate::support::process::{self, Stat};
 use crate::support::random::Random;
 use crate::support::scratch::Scratch;
@@ -219,32 +218,6 @@ fn start(options: &str, command: &[String], directory: &Path) -> Running {
         // Else each Java machine keeps a file in /tmp, for which one that is killed cannot care.
         .env("JAVA_TOOL_OPTIONS", "-XX:-UsePerfData")
         .start()
-}
-
-/// A port that nobody has, and that the kernel gives to nobody who asks for just any.
-///
-/// The servers want a number, so it has to be free for a while without being held. Ports below the range for outgoing
-/// connections and for `bind` to 0 are only taken by name, and here one after the other.
-fn free_port() -> u16 {
-    const FIRST: u16 = 10_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let end = range.split_ascii_whitespace().next().and_then(|low| low.parse().ok()).unwrap_or(32_768_u16);
-    assert!(end > FIRST + 1000, "no ports are left to choose from below {end}");
-    // Each program of tests begins elsewhere.
-    let begin = std::process::id() * 64;
-    loop {
-        let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = FIRST + u16::try_from((begin + step) % u32::from(end - FIRST)).unwrap();
-        if ["0.0.0.0", "[::]"].iter().all(|host| is_free(host, port)) {
-            return port;
-        }
-    }
-}
-
-/// Whether nothing listens there; a machine without IPv6 has nothing that listens on it.
-fn is_free(host: &str, port: u16) -> bool {
-    TcpListener::bind(format!("{host}:{port}")).is_ok() || TcpListener::bind(format!("{host}:0")).is_err()
 }
 
 /// Waits, longer than the other scenarios do, until there is a value.

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::support::binders::{Binders, addr, as_pid1, binder, free_port, stop, ways, word};
+use crate::support::binders::{Binders, addr, as_pid1, binder, stop, ways, word};
 use crate::support::load::{self, Failure, Load, LoadOptions, Mode};
 use crate::support::panzer::{Panzer, Running, binary, shell_status};
+use crate::support::ports::free_port;
 use crate::support::random::Random;
 use crate::support::worker::{panzer, sh, text};
 use crate::support::{example, holds_for, process, wait_for, wait_until};

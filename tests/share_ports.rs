@@ -7,10 +7,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::binders::{
-    Binders, addr, alone, as_pid1, binder, free_port, has_ipv6, is_root, left_out, stop, ways, word,
-};
+use crate::support::binders::{Binders, addr, alone, as_pid1, binder, has_ipv6, is_root, left_out, stop, ways, word};
 use crate::support::load::{self, Failure};
+use crate::support::ports::free_port;
 use crate::support::random::Random;
 use crate::support::worker::{sh, text};
 use crate::support::{process, wait_until};

@@ -16,9 +16,10 @@ use rustix::io::Errno;
 
 use super::{
     Clock, KILLS, LOOPS, OF_EACH_LOOP, PATIENCE, Place, REQUESTS_BETWEEN_KILLS, Turn, WORKERS, end, eventually,
-    free_port, is_installed, kill, start,
+    is_installed, kill, start,
 };
 use crate::support::panzer::Running;
+use crate::support::ports::free_port;
 use crate::support::random::Random;
 use crate::support::scratch::Scratch;
 

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use super::load::{self, Addr, Failure};
 use super::panzer::Running;
@@ -25,16 +25,6 @@ pub(crate) fn is_root() -> bool {
 
 pub(crate) fn has_ipv6() -> bool {
     TcpListener::bind("[::1]:0").is_ok()
-}
-
-/// A port that is free on every address, and that no other test of this process was given.
-pub(crate) fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let any = if has_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
-    wait_for("the kernel has a free port", || {
-        let port = TcpListener::bind(any).unwrap().local_addr().unwrap().port();
-        GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port).then_some(port)
-    })
 }
 
 /// A TCP address from its text.

@@ -6,6 +6,7 @@
 pub(crate) mod binders;
 pub(crate) mod load;
 pub(crate) mod panzer;
+pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod report;

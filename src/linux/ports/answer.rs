@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::getsockname;
 
-use super::caller::{Caller, CallersSocket, Wanted, file_at, inode};
+use super::caller::{Caller, CallersSocket, Memory, Wanted, file_at, inode};
 use super::filter::Call;
 use super::options::Options;
 use super::shared::{Address, FirstBind, Shared, new_socket};
@@ -53,12 +53,13 @@ impl Ports {
         (at, length): (u64, usize),
         log: &mut Log,
     ) -> Result<Answer, Unshared> {
-        // Most programs that bind often bind port 0: that is to be seen at once.
-        if Caller::is_of_no_concern(call.notification.thread, at, length) {
+        // Programs that bind often bind port 0: there is no need to ask who they are.
+        let thread = call.notification.thread;
+        if Memory::open(thread).and_then(|memory| memory.address(at, length)) == Ok(None) {
             return Err(Unshared::OfNoConcern);
         }
-        let caller = Caller::new(call.notification.thread)?;
-        let wanted = caller.address(at, length)?.ok_or(Unshared::OfNoConcern)?;
+        let caller = Caller::new(thread)?;
+        let wanted = caller.memory()?.address(at, length)?.ok_or(Unshared::OfNoConcern)?;
         let socket = caller.socket(number)?.filter(|socket| socket.takes(&wanted)).ok_or(Unshared::OfNoConcern)?;
         // All of this was the caller's, and not somebody's who has its number by now.
         if !sys::is_notification_valid(call.filter, call.notification.id) || !caller.shares_namespaces(&wanted) {
@@ -243,32 +244,39 @@ impl Ports {
     /// A path that is kept is not removed: there would be no socket for a moment. Whoever wants to bind it next, or ends
     /// and cleans up, finds that it could.
     fn unlink(&self, call: &Pending<'_>, directory: RawFd, at: u64) -> Result<Answer, Unshared> {
-        let caller = Caller::new(call.notification.thread)?;
-        let typed = caller.path_at(at)?;
-        let user = caller.identity.uid();
-        let kept = |path: &Path| {
-            let is_it = |shared: &&Shared| matches!(&shared.address, Address::Path(kept) if kept == path);
-            self.shared.iter().find(is_it).filter(|shared| shared.is_for(user))?.name.as_ref()
-        };
-        let has_name =
-            |shared: &Shared| matches!(&shared.address, Address::Path(path) if path.file_name() == typed.file_name());
-        if !self.shared.iter().any(has_name) || !sys::is_notification_valid(call.filter, call.notification.id) {
+        let thread = call.notification.thread;
+        // Most files are others: there is no need to ask who removes them.
+        if Memory::open(thread).and_then(|memory| memory.path(at)).is_ok_and(|typed| !self.keeps_name_of(&typed)) {
             return Err(Unshared::OfNoConcern);
         }
-        let path = caller.resolve(directory, &typed)?;
-        let name = kept(&path).filter(|name| !name.is_taken()).ok_or(Unshared::OfNoConcern)?;
-        if !caller.shares_namespaces(&Wanted::Path(typed)) {
+        let caller = Caller::new(thread)?;
+        let typed = caller.memory()?.path(at)?;
+        if !self.keeps_name_of(&typed) || !sys::is_notification_valid(call.filter, call.notification.id) {
             return Err(Unshared::OfNoConcern);
         }
+        let address = Address::Path(caller.resolve(directory, &typed)?);
+        let shared =
+            self.shared.iter().find(|shared| shared.address == address && shared.is_for(caller.identity.uid()));
+        let name = shared.and_then(|shared| shared.name.as_ref()).filter(|name| !name.is_taken());
+        let name = name.filter(|_| caller.shares_namespaces(&Wanted::Path(typed))).ok_or(Unshared::OfNoConcern)?;
         name.restore()?;
         Ok(Answer::Done)
+    }
+
+    /// Whether a path that is kept ends in the same name.
+    fn keeps_name_of(&self, typed: &Path) -> bool {
+        let ends = |shared: &Shared| match &shared.address {
+            Address::Path(path) => path.file_name() == typed.file_name(),
+            Address::Internet(_) => false,
+        };
+        self.shared.iter().any(ends)
     }
 
     /// Remembers an option of a socket that panzer will not be able to look into.
     fn remember(&mut self, call: &Pending<'_>, number: RawFd, name: (i32, i32), at: u64) -> Result<(), Unshared> {
         let caller = Caller::new(call.notification.thread)?;
         let socket = caller.socket(number)?.ok_or(Unshared::OfNoConcern)?;
-        let value = caller.memory(at, sys::SOCKET_OPTION_LENGTH)?;
+        let value = caller.memory()?.bytes(at, sys::SOCKET_OPTION_LENGTH)?;
         let value = value.try_into().map_err(|_| Unshared::OfNoConcern)?;
         let mut options = self.remembered(call, socket.inode);
         options.set(name.0, name.1, value);

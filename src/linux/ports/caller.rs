@@ -1,6 +1,6 @@
 //! Who makes a call, and what the call is about: read once from `/proc` and the caller's memory.
 //!
-//! Must never read a value twice: the caller's other threads can change it in between.
+//! Must never go by a value and read it again: the caller's other threads can change it in between.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -59,6 +59,46 @@ pub(super) struct Caller {
     as_it: bool,
 }
 
+/// A caller's memory.
+pub(super) struct Memory(fs::File);
+
+impl Memory {
+    /// That of `thread`, where panzer may read it just as it is.
+    pub(super) fn open(thread: Pid) -> Result<Self, Errno> {
+        fs::File::open(format!("/proc/{}/mem", thread.number())).map(Self).map_err(|error| errno(&error))
+    }
+
+    /// `length` bytes.
+    pub(super) fn bytes(&self, at: u64, length: usize) -> Result<Vec<u8>, Errno> {
+        let mut bytes = vec![0; length];
+        self.0.read_exact_at(&mut bytes, at).map_err(|error| errno(&error))?;
+        Ok(bytes)
+    }
+
+    /// The address that the caller has written; `None` where it is none that can be shared.
+    pub(super) fn address(&self, at: u64, length: usize) -> Result<Option<Wanted>, Errno> {
+        if !(PATH_AT..=LONGEST_ADDRESS).contains(&length) {
+            return Ok(None);
+        }
+        self.bytes(at, length).map(|bytes| parse(&bytes))
+    }
+
+    /// The path that the caller has written, which ends in a NUL.
+    pub(super) fn path(&self, at: u64) -> Result<PathBuf, Errno> {
+        let mut bytes = vec![0; LONGEST_PATH];
+        // What comes after the path may not be there at all: then the kernel reads less.
+        let length = self.0.read_at(&mut bytes, at).map_err(|error| errno(&error))?;
+        let end = bytes.iter().take(length).position(|byte| *byte == 0).ok_or(Errno::FAULT)?;
+        bytes.truncate(end);
+        Ok(PathBuf::from(OsString::from_vec(bytes)))
+    }
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    // Where memory ends std has words of its own.
+    error.raw_os_error().map_or(Errno::FAULT, Errno::from_raw_os_error)
+}
+
 /// A socket of the caller's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct CallersSocket {
@@ -106,15 +146,6 @@ impl Caller {
         Ok(caller)
     }
 
-    /// Whether an address can be read without further ado, and is none that can be shared. For all else there is
-    /// [`Caller::address`], which reads it for good.
-    pub(super) fn is_of_no_concern(thread: Pid, at: u64, length: usize) -> bool {
-        let mut bytes = [0; LONGEST_ADDRESS];
-        let Some(bytes) = bytes.get_mut(..length) else { return true };
-        let memory = fs::File::open(format!("/proc/{}/mem", thread.number()));
-        memory.is_ok_and(|memory| memory.read_exact_at(bytes, at).is_ok() && parse(bytes).is_none())
-    }
-
     fn path(&self, name: &str) -> String {
         format!("/proc/{}/{name}", self.thread.number())
     }
@@ -157,8 +188,7 @@ impl Caller {
         };
         let full = Path::new(OsStr::from_bytes(directory.as_bytes())).join(path);
         let resolved = self.identity.act(self.with, || fs::canonicalize(full.parent().unwrap_or(Path::new("/"))))?;
-        let raw = |error: std::io::Error| error.raw_os_error().map_or(Errno::NOENT, Errno::from_raw_os_error);
-        Ok(resolved.map_err(raw)?.join(name))
+        Ok(resolved.map_err(|error| errno(&error))?.join(name))
     }
 
     /// The caller's directory.
@@ -168,36 +198,9 @@ impl Caller {
         self.look(|| rustix::fs::open(path, flags, rustix::fs::Mode::empty()))
     }
 
-    /// `length` bytes of the caller's memory.
-    pub(super) fn memory(&self, at: u64, length: usize) -> Result<Vec<u8>, Errno> {
-        let path = self.path("mem");
-        self.look(|| {
-            let mut bytes = vec![0; length];
-            let read = fs::File::open(path).and_then(|file| file.read_exact_at(&mut bytes, at));
-            read.map(|()| bytes).map_err(|error| error.raw_os_error().map_or(Errno::FAULT, Errno::from_raw_os_error))
-        })
-    }
-
-    /// The path that the caller has written, which ends in a NUL.
-    pub(super) fn path_at(&self, at: u64) -> Result<PathBuf, Errno> {
-        let path = self.path("mem");
-        let mut bytes = vec![0; LONGEST_PATH];
-        // What comes after the path may not be there at all: then the kernel reads less.
-        let length = self.look(|| {
-            let read = fs::File::open(path).and_then(|file| file.read_at(&mut bytes, at));
-            read.map_err(|error| error.raw_os_error().map_or(Errno::FAULT, Errno::from_raw_os_error))
-        })?;
-        let end = bytes.iter().take(length).position(|byte| *byte == 0).ok_or(Errno::FAULT)?;
-        bytes.truncate(end);
-        Ok(PathBuf::from(OsString::from_vec(bytes)))
-    }
-
-    /// The address that the caller has written; `None` where it is none that can be shared.
-    pub(super) fn address(&self, at: u64, length: usize) -> Result<Option<Wanted>, Errno> {
-        if !(PATH_AT..=LONGEST_ADDRESS).contains(&length) {
-            return Ok(None);
-        }
-        self.memory(at, length).map(|bytes| parse(&bytes))
+    /// The caller's memory.
+    pub(super) fn memory(&self) -> Result<Memory, Errno> {
+        self.look(|| Memory::open(self.thread))
     }
 
     /// What the caller's descriptor `number` is; `None`: no socket.
