@@ -421,12 +421,17 @@ fn per_worker_what_waits_at_a_slot_that_is_away_for_long_is_reset_at_once() {
 #[test]
 fn per_worker_what_waits_is_kept_while_no_other_slot_could_take_it() {
     let port = free_port();
-    let all = Binders::start("-n 2 --balance per-worker --ready exec --backoff 3s:3s", &serving(port));
+    let scratch = Binders::directory();
+    let go = scratch.write("go", "");
+    let options = "-n 2 --balance per-worker --ready bind --backoff 3s:3s";
+    let all = Binders::start_in(scratch, options, &format!("wait={} {}", text(&go), serving(port)));
     all.wait_all(2, "serve -> ok");
     for slot in 0..2 {
         all.running.kill_worker(slot);
         all.wait_lines(slot, "serve -> ok", 2);
     }
+    // From here on nobody is ready until both have a life again.
+    fs::remove_file(&go).unwrap();
     let slots = all.running.wait_slots(2);
     for worker in slots.values() {
         stop(*worker);
@@ -435,6 +440,11 @@ fn per_worker_what_waits_is_kept_while_no_other_slot_could_take_it() {
     for worker in slots.values() {
         process::send_signal(*worker, libc::SIGKILL);
     }
+    for slot in 0..2 {
+        let starts = || all.lines(slot).iter().filter(|line| line.starts_with("start -> ")).count();
+        wait_until(&format!("slot {slot} has its third life"), || starts() == 3);
+    }
+    all.scratch.write("go", "");
     // What came to the first slot that died may have been let go, as the other one was still ready.
     let (answered, reset) = waiting.ends();
     println!("answered: {answered:?}, reset: {reset}");
