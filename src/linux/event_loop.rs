@@ -16,7 +16,7 @@ use super::decider::Decider;
 use super::guard::{Guard, GuardSettings};
 use super::listen::OwnPath;
 use super::log::Log;
-use super::ports::Ports;
+use super::ports::{self, Ports};
 use super::processes::{self, Sweep};
 use super::spawn::{Failure, Launcher, News};
 use super::sys::{self, Pid, Target};
@@ -360,8 +360,8 @@ impl Running {
     }
 
     fn spawn(&mut self, worker: WorkerId) {
-        let keep_names = self.prepared.ports.as_ref().is_some_and(Ports::keep_names);
-        let spawned = match self.prepared.launcher.start(worker, keep_names) {
+        let intercept_unlink = self.prepared.ports.as_ref().is_some_and(Ports::intercepts_unlink);
+        let spawned = match self.prepared.launcher.start(worker, intercept_unlink) {
             Ok(spawned) => spawned,
             Err(error) => {
                 let object = if self.prepared.decider.is_supervisor() {
@@ -397,24 +397,21 @@ impl Running {
         let Self { children, prepared, events, epoll, .. } = self;
         let Prepared { launcher, ports, log, .. } = prepared;
         let Some(child) = children.running(pid) else { return };
-        while let Some(channel) = child.channel.take() {
-            match launcher.read_channel(&channel) {
-                None => {
-                    child.channel = Some(channel);
-                    return;
-                }
+        while let Some(channel) = &child.channel {
+            match launcher.read_channel(channel) {
+                None => return,
                 Some(News::Filter(filter)) => {
-                    child.channel = Some(channel);
-                    if let Some(ports) = ports {
-                        ports.add(now, child.worker, filter, log);
+                    let slot = child.worker.slot;
+                    if let Some(Err(error)) = ports.as_mut().map(|ports| ports.add(now, child.worker, filter)) {
+                        let error = Error::new(format!("watch what worker {slot} binds"), cause(&error.into()));
+                        log.say(Level::Error, "error", &format!("{error}; its binds will fail"));
                     }
                     continue;
                 }
                 Some(News::NoFilter(why)) => {
-                    child.channel = Some(channel);
                     // One line for all of them.
                     if launcher.filter.take().is_some() {
-                        log.say(Level::Warning, "ports_not_shared", &format!("cannot share ports: {why}"));
+                        ports::say_not_shared(log, &why);
                         events.push_back(Event::NothingShared);
                     }
                     continue;
@@ -423,7 +420,8 @@ impl Running {
                 Some(News::Failed(failure)) => child.failure = Some(failure),
             }
             // Closing is not enough: a child that has not executed yet holds a copy, and epoll would go on telling of it.
-            let _ = epoll::delete(&*epoll, &channel);
+            let _ = epoll::delete(&*epoll, channel);
+            child.channel = None;
         }
     }
 

@@ -116,6 +116,10 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
         Balance::Shared => 1,
         Balance::PerWorker => workers.unwrap_or(1),
     };
+    if queues > ports::MOST_QUEUES {
+        let cause = format!("the kernel can steer {} workers at the most, and there are {queues}", ports::MOST_QUEUES);
+        return Err(Error::new("use --balance per-worker", cause));
+    }
     let listeners = open_listeners(config, inherited, queues)?;
     let is_first = rustix::process::getpid().is_init();
     if !is_first {
@@ -125,7 +129,12 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     let filter = workers.map(|_| port_filter(config, takes_sockets, &mut log)).transpose()?.flatten();
     let decider = decider(config, workers, filter.is_some())?;
     let guard = if is_first || !sys::children_share_namespace() { None } else { Some(guard_settings(config)) };
-    let settings = PortSettings { backlog: config.backlog, queues, are_shared: filter.is_some(), takes_sockets };
+    let settings = PortSettings {
+        backlog: config.backlog,
+        queues_per_port: queues,
+        shares_binds: filter.is_some(),
+        takes_sockets,
+    };
     let ports = workers.map(|_| Ports::new(settings, &listeners, &mut log)).transpose();
     let ports = ports.map_err(|error| system("watch for events", error))?;
     let launcher =
@@ -161,17 +170,21 @@ fn port_filter(config: &Config, takes_sockets: bool, log: &mut Log) -> Result<Op
         SharePorts::On => true,
         SharePorts::Off => return Ok(None),
     };
-    // The kernel names a caller by its number, and only /proc tells more of it.
-    if !processes::are_visible() {
-        let why = ports::with_advice("/proc is not mounted, or is not that of this PID namespace");
+    let why = if !processes::are_visible() {
+        // The kernel names a caller by its number, and only /proc tells more of it.
+        Some("/proc is not mounted, or is not that of this PID namespace".to_owned())
+    } else {
+        too_old(rustix::system::uname().release().to_str().unwrap_or_default())
+    };
+    if let Some(why) = why {
         if required {
-            return Err(Error::new("share ports", why));
+            return Err(Error::new("share ports", ports::not_shared(&why)));
         }
-        log.say(Level::Warning, "ports_not_shared", &format!("cannot share ports: {why}"));
+        ports::say_not_shared(log, &why);
         return Ok(None);
     }
-    let program = |removals| ports::program(AlsoSent { options: !takes_sockets, removals });
-    Ok(Some(PortFilter { program: program(false), program_for_names: program(true), required }))
+    let program = |unlink| ports::program(AlsoSent { options: !takes_sockets, unlink });
+    Ok(Some(PortFilter { program: program(false), program_with_unlink: program(true), required }))
 }
 
 fn open_listeners(config: &Config, mut listeners: Vec<Listener>, queues: u32) -> Result<Vec<Listener>, Error> {
@@ -295,6 +308,15 @@ fn launcher(
     })
 }
 
+/// Why a kernel of this release cannot share ports: it is the first that can put a listener in a socket's place
+/// (`SECCOMP_IOCTL_NOTIF_ADDFD`) that counts.
+fn too_old(release: &str) -> Option<String> {
+    const FIRST: (u32, u32) = (5, 9);
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    (found < FIRST).then(|| format!("it takes Linux {}.{}, and this is {release}", FIRST.0, FIRST.1))
+}
+
 /// The command's arguments, and those with which the shell runs it: `sh SCRIPT ARGUMENT...`.
 fn argument_lists(command: &[OsString]) -> (StringList, StringList) {
     let mut arguments = StringList::default();
@@ -305,4 +327,19 @@ fn argument_lists(command: &[OsString]) -> (StringList, StringList) {
         shell_arguments.push(argument.as_bytes());
     }
     (arguments, shell_arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_are_told_by_their_release() {
+        for release in ["6.18.1", "5.9.0-rc1", "5.10.0-28-amd64", "10.0"] {
+            assert_eq!(too_old(release), None, "{release}");
+        }
+        for release in ["5.8.18", "4.18.0-553.el8.x86_64", "4.4.0", ""] {
+            assert!(too_old(release).is_some(), "{release}");
+        }
+    }
 }

@@ -101,7 +101,7 @@ pub(super) struct PortFilter {
     /// The filter's program.
     pub(super) program: Vec<Instruction>,
     /// The same for workers that start when a UNIX path is kept in place.
-    pub(super) program_for_names: Vec<Instruction>,
+    pub(super) program_with_unlink: Vec<Instruction>,
     /// A worker that cannot be put under it is not to run.
     pub(super) required: bool,
 }
@@ -119,7 +119,7 @@ struct Start {
     panzer: Pid,
     worker: WorkerId,
     /// A UNIX path is kept in place.
-    keep_names: bool,
+    intercept_unlink: bool,
 }
 
 /// What exec takes, made before the fork.
@@ -205,7 +205,7 @@ impl Launcher {
     ///
     /// # Errors
     /// The kernel gives no channel or no process.
-    pub(super) fn start(&self, worker: WorkerId, keep_names: bool) -> std::io::Result<Spawned> {
+    pub(super) fn start(&self, worker: WorkerId, intercept_unlink: bool) -> std::io::Result<Spawned> {
         // A pipe cannot carry a descriptor. Messages stay apart from each other.
         let flags = SocketFlags::CLOEXEC;
         let (reader, writer) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -219,7 +219,7 @@ impl Launcher {
         };
         let panzer = Pid::own();
         match sys::fork(Some(Signal::CHLD))? {
-            Fork::Child => self.become_worker(&Start { panzer, worker, keep_names }, strings, writer.as_fd()),
+            Fork::Child => self.become_worker(&Start { panzer, worker, intercept_unlink }, strings, writer.as_fd()),
             Fork::Parent(pid) => {
                 // In the child too: whoever is first, a signal to the group from here on finds it.
                 sys::lead_group(pid);
@@ -254,7 +254,7 @@ impl Launcher {
         }
         // Before the credentials: whoever has CAP_SYS_ADMIN does not have to give up new privileges for it.
         if let Some(filter) = &self.filter {
-            filter.install(start.keep_names, channel)?;
+            filter.install(start.intercept_unlink, channel)?;
         }
         if let Some(credentials) = self.credentials.as_ref().filter(|credentials| credentials.change) {
             rustix::thread::set_thread_groups(&credentials.groups).map_err(at(Step::User))?;
@@ -339,7 +339,7 @@ impl Launcher {
         };
         let words = match step {
             Step::Interpreter => "its interpreter is missing".to_owned(),
-            Step::SharePorts => ports::refusal(errno),
+            Step::SharePorts => ports::not_shared(&ports::refusal(errno)),
             Step::Directory | Step::User | Step::ParentDeath | Step::NoParent | Step::Descriptors | Step::Execute => {
                 cause(&std::io::Error::from_raw_os_error(errno))
             }
@@ -371,6 +371,8 @@ impl Launcher {
         let [step, a, b, c, d] = message;
         let errno = i32::from_ne_bytes([a, b, c, d]);
         let step = Step::ALL.into_iter().find(|known| length == MESSAGE_LENGTH && *known as u8 == step);
+        // With errno 0 the filter should have come along: panzer had no descriptor left for it.
+        let errno = if step == Some(Step::SharePorts) && errno == 0 { libc::EMFILE } else { errno };
         let is_required = is_transient(errno) || self.filter.as_ref().is_some_and(|filter| filter.required);
         Some(match (step, filter) {
             (None, _) => News::Executed,
@@ -383,9 +385,9 @@ impl Launcher {
 
 impl PortFilter {
     /// In the child: puts it under the filter and sends panzer what the filter's calls come through.
-    fn install(&self, keep_names: bool, channel: BorrowedFd<'_>) -> Result<(), (Step, i32)> {
+    fn install(&self, intercept_unlink: bool, channel: BorrowedFd<'_>) -> Result<(), (Step, i32)> {
         let failed = |error: Errno| (Step::SharePorts, error.raw_os_error());
-        let program = if keep_names { &self.program_for_names } else { &self.program };
+        let program = if intercept_unlink { &self.program_with_unlink } else { &self.program };
         match sys::install_filter(program) {
             Ok(filter) => send(channel, Step::SharePorts, 0, Some(filter.as_fd())).map_err(failed),
             Err(error) if self.required || is_transient(raw(&error)) => Err((Step::SharePorts, raw(&error))),

@@ -32,7 +32,7 @@ use actions::{Action, Actions};
 use clearing::{Clearing, Progress};
 use report::{Next, Reason, Report};
 use restart::{Backoff, GOOD_LIFE, Random, Restart};
-use rotation::Queue;
+use rotation::QueueState;
 use stop::{Due, Escalation, Schedule};
 use worker::{OrphanedGroup, Proof, Ready, Slot, State};
 
@@ -357,7 +357,7 @@ impl Supervisor {
 
     /// What happens to the connections of each slot, where it has a queue of its own.
     #[must_use]
-    pub fn queues(&self, now: Duration) -> Vec<Queue> {
+    pub fn queues(&self, now: Duration) -> Vec<QueueState> {
         rotation::queues(&self.slots, now)
     }
 

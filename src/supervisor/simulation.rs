@@ -11,7 +11,7 @@ use super::actions::{Action, Actions};
 use super::init::{self, CHILD, Init};
 use super::report::Report;
 use super::restart::{Backoff, Random, Restart};
-use super::rotation::{Queue, SOON};
+use super::rotation::{QueueState, SOON};
 use super::stop::{KILL_GRACE, Schedule};
 use super::worker::Ready;
 use super::{Effect, End, Event, NotRun, Settings, Supervisor, WorkerId};
@@ -286,19 +286,19 @@ impl World {
     /// Whoever has a queue to itself gets connections only where somebody will answer them.
     fn check_queues(&mut self, supervisor: &Supervisor) {
         let queues = supervisor.queues(self.now);
-        self.check(queues.contains(&Queue::Serving), "nobody takes connections");
-        let somebody_left_out = queues.iter().any(|queue| *queue != Queue::Serving);
+        self.check(queues.contains(&QueueState::Serving), "nobody takes connections");
+        let somebody_left_out = queues.iter().any(|queue| *queue != QueueState::Serving);
         for (slot, queue) in (0..).zip(queues) {
             let lives = self.processes.iter().any(|(worker, process)| worker.slot == slot && !process.ended);
             // What is on its way to the supervisor, it cannot know yet.
             let is_news = self.queue.iter().any(|event| life(event).is_some_and(|worker| worker.slot == slot));
             match queue {
-                Queue::Serving if somebody_left_out => {
+                QueueState::Serving if somebody_left_out => {
                     self.check(lives || is_news, "connections go to a slot without a worker");
                 }
-                Queue::Serving => {}
-                Queue::Held => *self.tally.entry("queue_held").or_insert(0) += 1,
-                Queue::Abandoned => {
+                QueueState::Serving => {}
+                QueueState::Held => *self.tally.entry("queue_held").or_insert(0) += 1,
+                QueueState::Abandoned => {
                     self.check(!lives || is_news, "a living worker's queue is abandoned");
                     let next =
                         supervisor.slots.iter().find(|one| one.worker.slot == slot).and_then(super::Slot::deadline);

@@ -1,24 +1,26 @@
-//! What becomes of each call: shared, or passed on to the kernel.
+//! What becomes of each call that a filter sends: panzer does it, or the kernel does.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::getsockname;
+use rustix::process::{Resource, getrlimit};
 
 use super::caller::{Caller, CallersSocket, Memory, Wanted, file_at, inode};
 use super::filter::Call;
 use super::options::Options;
-use super::shared::{Address, FirstBind, Shared, new_socket};
-use super::{CONNECTED, Pending, Ports, SHUT_DOWN, UNLISTENED, Unshared, plain};
+use super::shared::{Address, FirstBind, SharedListener, new_socket};
+use super::{CONNECTED, Ports, UNLISTENED, plain, until_shut_down};
 use crate::error::cause;
 use crate::linux::log::Log;
-use crate::linux::sys::{self, Answer};
-use crate::supervisor::Event;
+use crate::linux::sys::{self, Answer, Notification};
 use crate::supervisor::report::Level;
+use crate::supervisor::{Event, WorkerId};
 
 /// For how many sockets of a worker the options are remembered until it binds them.
 const SOCKETS_REMEMBERED: usize = 64;
@@ -29,155 +31,222 @@ const DESCRIPTORS_KEPT: u64 = 24;
 /// The number of the first port that everybody may bind (`ip(7)`).
 const UNPRIVILEGED_START: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
-impl Ports {
-    /// Says what becomes of a call, and what the supervisor wants to know of it.
-    pub(super) fn decide(&mut self, call: &Pending<'_>, log: &mut Log) -> Result<(Answer, Option<Event>), Unshared> {
-        if self.is_useless {
-            return Err(Unshared::OfNoConcern);
+/// A call that waits for its answer.
+struct Request<'a> {
+    filter: BorrowedFd<'a>,
+    worker: WorkerId,
+    notification: Notification,
+    now: Duration,
+}
+
+impl Request<'_> {
+    /// Whether the caller still waits, so that what was learnt about its number was about it.
+    fn is_valid(&self) -> bool {
+        sys::is_notification_valid(self.filter, self.notification.id)
+    }
+}
+
+/// Why the kernel is to do what was asked for.
+enum PassOn {
+    /// It is none of panzer's business, or the kernel has the answer to it.
+    NotOurs,
+    /// panzer cannot find out what it is about.
+    CannotTell(Errno),
+    /// panzer has too few descriptors left for another listener.
+    NoRoom,
+}
+
+impl From<Errno> for PassOn {
+    fn from(error: Errno) -> Self {
+        match error {
+            // Whoever is gone needs no answer, and a pointer to nowhere (EIO, EFAULT) has one from the kernel.
+            Errno::NOENT | Errno::SRCH | Errno::IO | Errno::FAULT => Self::NotOurs,
+            Errno::MFILE | Errno::NFILE => Self::NoRoom,
+            error => Self::CannotTell(error),
         }
-        match Call::of(&call.notification).ok_or(Unshared::OfNoConcern)? {
-            Call::Bind(number, at, length) => self.bind(call, number, (at, length), log).map(|answer| (answer, None)),
-            Call::Listen(number, backlog) => self.listen(call, number, backlog, log),
-            Call::Unlink(directory, at) => self.unlink(call, directory, at).map(|answer| (answer, None)),
-            Call::SetOption(number, level, name, at) => {
-                self.remember(call, number, (level, name), at)?;
-                Err(Unshared::OfNoConcern)
+    }
+}
+
+/// A socket that a caller binds.
+struct Binding<'a> {
+    request: &'a Request<'a>,
+    caller: &'a Caller,
+    descriptor: RawFd,
+    socket: &'a CallersSocket,
+    /// What the caller has set on it.
+    options: &'a Options,
+}
+
+impl Ports {
+    /// Answers the call that waits at the filter with this descriptor, and says what the supervisor wants to know of it.
+    pub(super) fn answer(&mut self, filter: RawFd, now: Duration, log: &mut Log) -> Option<Event> {
+        let filter = self.filters.iter().find(|known| known.descriptor.as_raw_fd() == filter)?;
+        let (worker, filter) = (filter.worker, Rc::clone(&filter.descriptor));
+        let notification = sys::receive_notification(filter.as_fd()).ok()?;
+        let request = Request { filter: filter.as_fd(), worker, notification, now };
+        let (answer, event) = self.decide(&request, log).unwrap_or_else(|why| {
+            self.say_passed_on(worker, &why, log);
+            (Answer::PassOn, None)
+        });
+        let _ = sys::answer_notification(filter.as_fd(), notification.id, answer);
+        event
+    }
+
+    fn decide(&mut self, request: &Request<'_>, log: &mut Log) -> Result<(Answer, Option<Event>), PassOn> {
+        match Call::of(&request.notification).ok_or(PassOn::NotOurs)? {
+            Call::Bind(descriptor, address_at, length) => {
+                self.bind(request, descriptor, (address_at, length), log).map(|answer| (answer, None))
             }
+            Call::Listen(descriptor, backlog) => self.listen(request, descriptor, backlog, log),
+            Call::Unlink(directory, path_at) => self.unlink(request, directory, path_at).map(|answer| (answer, None)),
+            Call::SetOption(descriptor, level, name, value_at) => {
+                self.remember(request, descriptor, (level, name), value_at)?;
+                Ok((Answer::PassOn, None))
+            }
+        }
+    }
+
+    /// One line for each cause, not for each call.
+    fn say_passed_on(&mut self, worker: WorkerId, why: &PassOn, log: &mut Log) {
+        let (said, words) = match why {
+            PassOn::NotOurs => return,
+            PassOn::CannotTell(error) => (&mut self.said_cannot_tell, cause(&(*error).into())),
+            PassOn::NoRoom => {
+                let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+                (&mut self.said_no_room, format!("panzer may have only {limit} descriptors (ulimit -n)"))
+            }
+        };
+        if !std::mem::replace(said, true) {
+            let text = format!("cannot share a port of worker {}: {words}; it binds for itself", worker.slot);
+            log.say(Level::Warning, "port_not_shared", &text);
         }
     }
 
     fn bind(
         &mut self,
-        call: &Pending<'_>,
-        number: RawFd,
-        (at, length): (u64, usize),
+        request: &Request<'_>,
+        descriptor: RawFd,
+        (address_at, length): (u64, usize),
         log: &mut Log,
-    ) -> Result<Answer, Unshared> {
+    ) -> Result<Answer, PassOn> {
         // Programs that bind often bind port 0: there is no need to ask who they are.
-        let thread = call.notification.thread;
-        if Memory::open(thread).and_then(|memory| memory.address(at, length)) == Ok(None) {
-            return Err(Unshared::OfNoConcern);
+        let thread = request.notification.thread;
+        if Memory::open(thread).and_then(|memory| memory.address(address_at, length)) == Ok(None) {
+            return Err(PassOn::NotOurs);
         }
         let caller = Caller::new(thread)?;
-        let wanted = caller.memory()?.address(at, length)?.ok_or(Unshared::OfNoConcern)?;
-        let socket = caller.socket(number)?.filter(|socket| socket.takes(&wanted)).ok_or(Unshared::OfNoConcern)?;
-        // All of this was the caller's, and not somebody's who has its number by now.
-        if !sys::is_notification_valid(call.filter, call.notification.id) || !caller.shares_namespaces(&wanted) {
-            return Err(Unshared::OfNoConcern);
+        let wanted = caller.memory()?.address(address_at, length)?.ok_or(PassOn::NotOurs)?;
+        let socket = caller.socket(descriptor)?.filter(|socket| socket.takes(&wanted)).ok_or(PassOn::NotOurs)?;
+        if !request.is_valid() || !caller.shares_namespaces(&wanted) {
+            return Err(PassOn::NotOurs);
         }
         let address = match &wanted {
             Wanted::Internet(address) => Address::Internet(plain(*address)),
-            Wanted::Path(path) => Address::Path(caller.resolve(libc::AT_FDCWD, path)?),
+            // What cannot be resolved cannot be bound.
+            Wanted::Path(path) => Address::Path(caller.resolve(libc::AT_FDCWD, path).map_err(|_| PassOn::NotOurs)?),
         };
-        let mut known = self.shared.iter().position(|shared| shared.address == address);
-        if let Some(shared) = known.and_then(|at| self.shared.get(at)) {
-            if shared.has(socket.inode) {
-                // A signal has made the caller begin anew.
-                return Ok(Answer::Done);
+        let known = match self.shared.iter().position(|shared| shared.address == address) {
+            // A signal has made the caller begin anew.
+            Some(index) if self.is_socket_of(index, socket.inode) => return Ok(Answer::Done),
+            Some(index) if self.is_no_listener(index) => {
+                self.forget(index);
+                None
             }
-            if shared.is_connected() || shared.is_closed_again() {
-                self.forget(known.take().unwrap_or_default());
-            }
-        }
-        let (taken, options) = self.options_of(call, &caller, number, &socket);
+            known => known,
+        };
+        let (taken, options) = self.options_of(request, &caller, descriptor, &socket);
         if taken.as_ref().is_some_and(is_bound) {
-            return Err(Unshared::OfNoConcern);
+            return Err(PassOn::NotOurs);
         }
+        let binding = Binding { request, caller: &caller, descriptor, socket: &socket, options: &options };
         match known {
-            Some(at) => self.give(call, at, &caller, number, &socket, &options),
+            Some(index) => self.give(index, &binding),
             None => {
-                let first = FirstBind {
-                    caller: &caller,
-                    socket: &socket,
-                    taken,
-                    options: &options,
-                    wanted: &wanted,
-                    address: &address,
-                    queues: self.settings.queues,
-                };
-                self.bind_first(call, number, &first, log)
+                let queues = self.settings.queues_per_port;
+                let (options, socket) = (&options, &socket);
+                let first =
+                    FirstBind { caller: &caller, socket, taken, options, wanted: &wanted, address: &address, queues };
+                self.bind_first(&binding, &first, log)
             }
         }
+    }
+
+    fn is_socket_of(&self, index: usize, inode: u64) -> bool {
+        self.shared.get(index).is_some_and(|shared| shared.has(inode))
+    }
+
+    /// Whether it was bound, and used for something else or given up since.
+    fn is_no_listener(&self, index: usize) -> bool {
+        self.shared.get(index).is_some_and(|shared| shared.is_connected() || shared.is_closed_again())
     }
 
     /// The caller's socket, where it can be had, and what the caller has set on it.
     fn options_of(
         &mut self,
-        call: &Pending<'_>,
+        request: &Request<'_>,
         caller: &Caller,
-        number: RawFd,
+        descriptor: RawFd,
         socket: &CallersSocket,
     ) -> (Option<OwnedFd>, Options) {
-        let taken = if self.settings.takes_sockets { caller.take(number).ok() } else { None };
+        let taken = if self.settings.takes_sockets { caller.take(descriptor).ok() } else { None };
         let taken = taken.filter(|taken| inode(taken) == Some(socket.inode));
         let fresh = socket.protocol.and_then(|protocol| new_socket(protocol, socket.is_ipv6).ok());
         let options = match (&taken, fresh) {
             (Some(taken), Some(fresh)) => Options::difference(taken.as_fd(), fresh.as_fd()),
-            _ => self.remembered(call, socket.inode),
+            _ => self.remembered(request, socket.inode),
         };
         (taken, options)
     }
 
     /// Binds an address that nobody has bound yet.
-    fn bind_first(
-        &mut self,
-        call: &Pending<'_>,
-        number: RawFd,
-        first: &FirstBind<'_>,
-        log: &mut Log,
-    ) -> Result<Answer, Unshared> {
-        let (caller, socket) = (first.caller, first.socket);
+    fn bind_first(&mut self, binding: &Binding<'_>, first: &FirstBind<'_>, log: &mut Log) -> Result<Answer, PassOn> {
         if !self.has_room() {
             // A worker that binds without end must not take what panzer needs to start another.
-            return Err(Unshared::Unknown(Errno::MFILE));
+            return Err(PassOn::NoRoom);
         }
-        let bound = match caller.identity.act(caller.with, || first.bind())? {
+        let (request, caller) = (binding.request, binding.caller);
+        let (sockets, name) = match caller.act(|| first.bind())? {
             Ok(bound) => bound,
             // That is panzer's own shortage: bind(2) does not know it.
             Err(error @ (Errno::MFILE | Errno::NFILE)) => return Err(error.into()),
             Err(error) => {
-                self.explain(call, first.address, error, log);
+                self.explain(request.worker, first.address, error, log);
                 return Ok(Answer::Failed(error.raw_os_error()));
             }
         };
-        let (sockets, name) = bound;
-        let mut shared = Shared::bound(first.address.clone(), caller, sockets);
-        shared.is_held_by(call.worker);
-        shared.look_at = Some(call.now + UNLISTENED);
-        let own = shared.socket_of(call.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
-        if !shared.has(socket.inode) {
-            hand_over(call, &own, number, socket)?;
+        let mut shared = SharedListener::bound(first.address.clone(), caller, sockets);
+        shared.is_held_by(request.worker);
+        shared.look_at = Some(request.now + UNLISTENED);
+        let own = shared.socket_of(request.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
+        if !shared.has(binding.socket.inode) {
+            hand_over(binding, &own)?;
         }
         if let Some(name) = name {
             self.keep_name(&mut shared, name, log);
         }
+        if let Address::Internet(_) = shared.address {
+            shared.watch(&self.epoll, CONNECTED);
+        }
         self.shared.push(shared);
-        self.watch(self.shared.len() - 1, CONNECTED);
         Ok(Answer::Done)
     }
 
     /// Whether another address leaves panzer the descriptors that it needs.
     fn has_room(&self) -> bool {
         let lowest_free = rustix::io::fcntl_dupfd_cloexec(&self.epoll, 0).map(|free| free.as_raw_fd().unsigned_abs());
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-        lowest_free.is_ok_and(|free| u64::from(free) + u64::from(self.settings.queues) + DESCRIPTORS_KEPT <= limit)
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let needed = u64::from(self.settings.queues_per_port) + DESCRIPTORS_KEPT;
+        lowest_free.is_ok_and(|free| u64::from(free) + needed <= limit)
     }
 
     /// Gives the caller a listener that is there already.
-    fn give(
-        &mut self,
-        call: &Pending<'_>,
-        at: usize,
-        caller: &Caller,
-        number: RawFd,
-        socket: &CallersSocket,
-        options: &Options,
-    ) -> Result<Answer, Unshared> {
-        let shared = self.shared.get_mut(at).ok_or(Unshared::OfNoConcern)?;
+    fn give(&mut self, index: usize, binding: &Binding<'_>) -> Result<Answer, PassOn> {
+        let (caller, worker) = (binding.caller, binding.request.worker);
+        let shared = self.shared.get_mut(index).ok_or(PassOn::NotOurs)?;
         // Otherwise the kernel says what it has to say about an address that is in use.
         let may_have = shared.is_for(caller.identity.uid()) && may_bind(caller, &shared.address);
         if !shared.declared && !may_have {
-            return Err(Unshared::OfNoConcern);
+            return Err(PassOn::NotOurs);
         }
         if let Address::Path(path) = &shared.address {
             let leads_elsewhere = match &shared.name {
@@ -188,16 +257,16 @@ impl Ports {
                 None => file_at(path).is_none(),
             };
             if leads_elsewhere {
-                return Err(Unshared::OfNoConcern);
+                return Err(PassOn::NotOurs);
             }
         }
-        let own = shared.socket_of(call.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
-        if !same_families(&shared.address, &own, socket, options) {
-            return Err(Unshared::OfNoConcern);
+        let own = shared.socket_of(worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
+        if !same_families(&shared.address, &own, binding.socket, binding.options) {
+            return Err(PassOn::NotOurs);
         }
-        options.apply_to_bound(own.as_fd());
-        hand_over(call, &own, number, socket)?;
-        shared.is_held_by(call.worker);
+        binding.options.apply_to_bound(own.as_fd());
+        hand_over(binding, &own)?;
+        shared.is_held_by(worker);
         if shared.backlog.is_some() {
             shared.look_at = None;
         }
@@ -206,66 +275,60 @@ impl Ports {
 
     fn listen(
         &mut self,
-        call: &Pending<'_>,
-        number: RawFd,
+        request: &Request<'_>,
+        descriptor: RawFd,
         backlog: i32,
         log: &mut Log,
-    ) -> Result<(Answer, Option<Event>), Unshared> {
-        let caller = Caller::new(call.notification.thread)?;
-        let socket = caller.socket(number)?.ok_or(Unshared::OfNoConcern)?;
-        if !sys::is_notification_valid(call.filter, call.notification.id) {
-            return Err(Unshared::OfNoConcern);
+    ) -> Result<(Answer, Option<Event>), PassOn> {
+        let caller = Caller::new(request.notification.thread)?;
+        let socket = caller.socket(descriptor)?.ok_or(PassOn::NotOurs)?;
+        if !request.is_valid() {
+            return Err(PassOn::NotOurs);
         }
-        let at = self.shared.iter().position(|shared| shared.has(socket.inode)).ok_or(Unshared::OfNoConcern)?;
-        let shared = self.shared.get_mut(at).ok_or(Unshared::OfNoConcern)?;
-        let least = i32::try_from(self.settings.backlog).unwrap_or(i32::MAX);
-        match shared.listen(&caller, backlog.max(least)) {
+        let Self { shared, settings, rotation, epoll, .. } = self;
+        let shared = shared.iter_mut().find(|shared| shared.has(socket.inode)).ok_or(PassOn::NotOurs)?;
+        let least = i32::try_from(settings.backlog).unwrap_or(i32::MAX);
+        let begins = match shared.listen(&caller, backlog.max(least)) {
+            Ok(begins) => begins,
             Err(error) => return Ok((Answer::Failed(error.raw_os_error()), None)),
-            Ok(begins) => {
-                shared.is_held_by(call.worker);
-                shared.look_at = None;
-                let is_new = !shared.listening.contains(&call.worker.slot);
-                if is_new {
-                    shared.listening.push(call.worker.slot);
-                }
-                if begins {
-                    log.say(Level::Info, "port_shared", &format!("workers share {}", shared.address));
-                    self.watch(at, SHUT_DOWN);
-                }
-                if is_new {
-                    let before = if begins { Vec::new() } else { self.rotation.clone() };
-                    self.steer(at, &before, log);
-                }
-            }
+        };
+        shared.is_held_by(request.worker);
+        shared.look_at = None;
+        if begins {
+            log.say(Level::Info, "port_shared", &format!("workers share {}", shared.address));
+            shared.watch(epoll, until_shut_down(&shared.address));
         }
-        Ok((Answer::Done, Some(Event::Listening(call.worker))))
+        if shared.is_listened_to_by(request.worker.slot) {
+            shared.steer(rotation, epoll, log);
+        }
+        Ok((Answer::Done, Some(Event::Listening(request.worker))))
     }
 
     /// A path that is kept is not removed: there would be no socket for a moment. Whoever wants to bind it next, or ends
     /// and cleans up, finds that it could.
-    fn unlink(&self, call: &Pending<'_>, directory: RawFd, at: u64) -> Result<Answer, Unshared> {
-        let thread = call.notification.thread;
+    fn unlink(&self, request: &Request<'_>, directory: RawFd, path_at: u64) -> Result<Answer, PassOn> {
         // Most files are others: there is no need to ask who removes them.
-        if Memory::open(thread).and_then(|memory| memory.path(at)).is_ok_and(|typed| !self.keeps_name_of(&typed)) {
-            return Err(Unshared::OfNoConcern);
+        let thread = request.notification.thread;
+        if Memory::open(thread).and_then(|memory| memory.path(path_at)).is_ok_and(|typed| !self.keeps_name_of(&typed)) {
+            return Err(PassOn::NotOurs);
         }
         let caller = Caller::new(thread)?;
-        let typed = caller.memory()?.path(at)?;
-        if !self.keeps_name_of(&typed) || !sys::is_notification_valid(call.filter, call.notification.id) {
-            return Err(Unshared::OfNoConcern);
+        let typed = caller.memory()?.path(path_at)?;
+        if !self.keeps_name_of(&typed) || !request.is_valid() {
+            return Err(PassOn::NotOurs);
         }
-        let address = Address::Path(caller.resolve(directory, &typed)?);
+        let address = Address::Path(caller.resolve(directory, &typed).map_err(|_| PassOn::NotOurs)?);
         let shared =
             self.shared.iter().find(|shared| shared.address == address && shared.is_for(caller.identity.uid()));
         let name = shared.and_then(|shared| shared.name.as_ref()).filter(|name| !name.is_taken());
-        let name = name.filter(|_| caller.shares_namespaces(&Wanted::Path(typed))).ok_or(Unshared::OfNoConcern)?;
+        let name = name.filter(|_| caller.shares_namespaces(&Wanted::Path(typed))).ok_or(PassOn::NotOurs)?;
         name.restore()?;
         Ok(Answer::Done)
     }
 
     /// Whether a path that is kept ends in the same name.
     fn keeps_name_of(&self, typed: &Path) -> bool {
-        let ends = |shared: &Shared| match &shared.address {
+        let ends = |shared: &SharedListener| match &shared.address {
             Address::Path(path) => path.file_name() == typed.file_name(),
             Address::Internet(_) => false,
         };
@@ -273,14 +336,20 @@ impl Ports {
     }
 
     /// Remembers an option of a socket that panzer will not be able to look into.
-    fn remember(&mut self, call: &Pending<'_>, number: RawFd, name: (i32, i32), at: u64) -> Result<(), Unshared> {
-        let caller = Caller::new(call.notification.thread)?;
-        let socket = caller.socket(number)?.ok_or(Unshared::OfNoConcern)?;
-        let value = caller.memory()?.bytes(at, sys::SOCKET_OPTION_LENGTH)?;
-        let value = value.try_into().map_err(|_| Unshared::OfNoConcern)?;
-        let mut options = self.remembered(call, socket.inode);
-        options.set(name.0, name.1, value);
-        if let Some(filter) = self.filters.iter_mut().find(|filter| filter.worker == call.worker) {
+    fn remember(
+        &mut self,
+        request: &Request<'_>,
+        descriptor: RawFd,
+        (level, name): (i32, i32),
+        value_at: u64,
+    ) -> Result<(), PassOn> {
+        let caller = Caller::new(request.notification.thread)?;
+        let socket = caller.socket(descriptor)?.ok_or(PassOn::NotOurs)?;
+        let value = caller.memory()?.bytes(value_at, sys::SOCKET_OPTION_LENGTH)?;
+        let value = value.try_into().map_err(|_| PassOn::NotOurs)?;
+        let mut options = self.remembered(request, socket.inode);
+        options.set(level, name, value);
+        if let Some(filter) = self.filters.iter_mut().find(|filter| filter.worker == request.worker) {
             filter.options.push((socket.inode, options));
             let surplus = filter.options.len().saturating_sub(SOCKETS_REMEMBERED);
             filter.options.drain(..surplus);
@@ -289,26 +358,25 @@ impl Ports {
     }
 
     /// Takes out what is remembered of a socket.
-    fn remembered(&mut self, call: &Pending<'_>, inode: u64) -> Options {
-        let filter = self.filters.iter_mut().find(|filter| filter.worker == call.worker);
+    fn remembered(&mut self, request: &Request<'_>, inode: u64) -> Options {
+        let filter = self.filters.iter_mut().find(|filter| filter.worker == request.worker);
         let Some(filter) = filter else { return Options::default() };
-        let at = filter.options.iter().position(|(known, _)| *known == inode);
-        at.map(|at| filter.options.remove(at).1).unwrap_or_default()
+        let found = filter.options.iter().position(|(known, _)| *known == inode);
+        found.map(|found| filter.options.remove(found).1).unwrap_or_default()
     }
 
-    /// An address in use by panzer itself is a riddle to the reader of the worker's error.
-    fn explain(&self, call: &Pending<'_>, address: &Address, error: Errno, log: &mut Log) {
+    /// An address that a `-l` of panzer's own keeps from a worker is a riddle to the reader of the worker's error.
+    fn explain(&mut self, worker: WorkerId, address: &Address, error: Errno, log: &mut Log) {
         let Address::Internet(wanted) = address else { return };
-        let declared = self.shared.iter().filter(|shared| shared.declared).find_map(|shared| match shared.address {
-            Address::Internet(other) if other.port() == wanted.port() => Some(other),
-            Address::Internet(_) | Address::Path(_) => None,
+        let declared = self.shared.iter_mut().filter(|shared| shared.declared && !shared.was_explained);
+        let in_the_way = declared.into_iter().find(|shared| match shared.address {
+            Address::Internet(other) => other.port() == wanted.port(),
+            Address::Path(_) => false,
         });
-        if let Some(other) = declared {
-            let text = format!(
-                "worker {} cannot bind {address}: {}; -l has tcp://{other}: give -l the address that the command binds",
-                call.worker.slot,
-                cause(&error.into())
-            );
+        if let (Errno::ADDRINUSE, Some(shared)) = (error, in_the_way) {
+            shared.was_explained = true;
+            let (slot, own) = (worker.slot, &shared.address);
+            let text = format!("cannot bind {address} for worker {slot}: -l {own} is in its way; use -l {address}");
             log.say(Level::Warning, "bind_failed", &text);
         }
     }
@@ -320,14 +388,15 @@ fn is_bound(socket: &OwnedFd) -> bool {
 }
 
 /// Puts `own` in the place of the caller's socket.
-fn hand_over(call: &Pending<'_>, own: &OwnedFd, number: RawFd, socket: &CallersSocket) -> Result<(), Unshared> {
+fn hand_over(binding: &Binding<'_>, own: &OwnedFd) -> Result<(), PassOn> {
+    let Binding { request, descriptor, socket, .. } = binding;
     if socket.nonblock {
         // All who have the listener see the flag. It is never taken away: who counts on it would hang without it.
         let flags = rustix::fs::fcntl_getfl(own)?;
         rustix::fs::fcntl_setfl(own, flags | OFlags::NONBLOCK)?;
     }
-    let (id, close_on_exec) = (call.notification.id, socket.close_on_exec);
-    sys::replace_descriptor(call.filter, id, own.as_fd(), number.unsigned_abs(), close_on_exec)
+    let (id, descriptor) = (request.notification.id, descriptor.unsigned_abs());
+    sys::replace_descriptor(request.filter, id, own.as_fd(), descriptor, socket.close_on_exec)
         .map_err(|error| Errno::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EINVAL)).into())
 }
 

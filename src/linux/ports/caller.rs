@@ -53,10 +53,8 @@ pub(super) struct Caller {
     thread: Pid,
     /// Who it is.
     pub(super) identity: Identity,
-    /// What panzer may do in its place.
-    pub(super) with: With,
     /// panzer can look into it only as its user.
-    as_it: bool,
+    only_as_its_user: bool,
 }
 
 /// A caller's memory.
@@ -132,16 +130,16 @@ impl Caller {
     /// It is gone, or panzer may not look into it.
     pub(super) fn new(thread: Pid) -> Result<Self, Errno> {
         let identity = Identity::of(thread).ok_or(Errno::NOENT)?;
-        let mut caller = Self { thread, identity, with: With::ItsOwn, as_it: false };
+        let mut caller = Self { thread, identity, only_as_its_user: false };
         let namespaces = match caller.same_namespace("user") {
             Err(Errno::ACCESS | Errno::PERM) => {
-                caller.as_it = true;
+                caller.only_as_its_user = true;
                 caller.same_namespace("user")
             }
             known => known,
         };
         if !namespaces? {
-            caller.with = With::None;
+            caller.identity.forget_capabilities();
         }
         Ok(caller)
     }
@@ -150,9 +148,17 @@ impl Caller {
         format!("/proc/{}/{name}", self.thread.number())
     }
 
+    /// Does something as the caller: the kernel judges it as it would judge the caller.
+    ///
+    /// # Errors
+    /// panzer may not become the caller, and nothing was done.
+    pub(super) fn act<T>(&self, action: impl FnOnce() -> T) -> Result<T, Errno> {
+        self.identity.act(With::ItsOwn, action)
+    }
+
     /// Looks into the caller.
     fn look<T>(&self, look: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-        if self.as_it { self.identity.act(With::Panzers, look)? } else { look() }
+        if self.only_as_its_user { self.identity.act(With::Panzers, look)? } else { look() }
     }
 
     /// Whether the caller is in panzer's own namespace of this kind.
@@ -187,7 +193,7 @@ impl Caller {
             self.look(|| rustix::fs::readlink(self.path(&start), Vec::new()))?
         };
         let full = Path::new(OsStr::from_bytes(directory.as_bytes())).join(path);
-        let resolved = self.identity.act(self.with, || fs::canonicalize(full.parent().unwrap_or(Path::new("/"))))?;
+        let resolved = self.act(|| fs::canonicalize(full.parent().unwrap_or(Path::new("/"))))?;
         Ok(resolved.map_err(|error| errno(&error))?.join(name))
     }
 

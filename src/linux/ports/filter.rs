@@ -1,6 +1,7 @@
 //! The seccomp filter that sends the calls to panzer that make a listener, and those calls as values.
 //!
-//! Must never name a call that servers make for each request or connection: all others cost nothing, these a round trip.
+//! Must never name a call that servers make for each connection: all others cost nothing, these a round trip. Removals of
+//! files, which some make for requests, are named only for workers that may take a UNIX path away.
 
 use std::ffi::{c_int, c_long};
 use std::os::fd::RawFd;
@@ -55,14 +56,14 @@ pub(in crate::linux) struct AlsoSent {
     /// The options that [`WATCHED`] names.
     pub(in crate::linux) options: bool,
     /// Removals of files.
-    pub(in crate::linux) removals: bool,
+    pub(in crate::linux) unlink: bool,
 }
 
 /// The calls that remove files; newer machines have only the second one.
 #[cfg(target_arch = "x86_64")]
-const REMOVALS: [c_long; 2] = [libc::SYS_unlink, libc::SYS_unlinkat];
+const UNLINKS: [c_long; 2] = [libc::SYS_unlink, libc::SYS_unlinkat];
 #[cfg(not(target_arch = "x86_64"))]
-const REMOVALS: [c_long; 1] = [libc::SYS_unlinkat];
+const UNLINKS: [c_long; 1] = [libc::SYS_unlinkat];
 
 /// The filter's program.
 pub(in crate::linux) fn program(also: AlsoSent) -> Vec<Instruction> {
@@ -79,8 +80,8 @@ pub(in crate::linux) fn program(also: AlsoSent) -> Vec<Instruction> {
         unless_equal(number(libc::SYS_listen), 1, 0),
         send,
     ];
-    if also.removals {
-        for call in REMOVALS {
+    if also.unlink {
+        for call in UNLINKS {
             program.extend([unless_equal(number(call), 1, 0), send]);
         }
     }
@@ -151,11 +152,11 @@ mod tests {
 
     #[test]
     fn the_filter_sends_bind_and_listen_and_lets_all_else_pass() {
-        for (options, removals) in [(false, false), (true, false), (false, true), (true, true)] {
-            let program = program(AlsoSent { options, removals });
+        for (options, unlink) in [(false, false), (true, false), (false, true), (true, true)] {
+            let program = program(AlsoSent { options, unlink });
             let run = |call| run(&program, call, AUDIT_ARCH, 0, 0);
             let mut sent = vec![libc::SYS_bind, libc::SYS_listen];
-            sent.extend(REMOVALS.iter().filter(|_| removals));
+            sent.extend(UNLINKS.iter().filter(|_| unlink));
             for call in &sent {
                 assert_eq!(run(*call), libc::SECCOMP_RET_USER_NOTIF);
             }
@@ -166,14 +167,14 @@ mod tests {
             }
         }
         let i386 = 0x4000_0003;
-        let all = program(AlsoSent { options: true, removals: true });
+        let all = program(AlsoSent { options: true, unlink: true });
         assert_eq!(run(&all, libc::SYS_bind, i386, 0, 0), libc::SECCOMP_RET_ALLOW);
     }
 
     #[test]
     fn the_watched_options_are_sent_and_those_of_a_connection_are_not() {
         let sends = |watch: bool, level, name| {
-            run(&program(AlsoSent { options: watch, removals: true }), libc::SYS_setsockopt, AUDIT_ARCH, level, name)
+            run(&program(AlsoSent { options: watch, unlink: true }), libc::SYS_setsockopt, AUDIT_ARCH, level, name)
                 == libc::SECCOMP_RET_USER_NOTIF
         };
         for (level, name) in WATCHED {

@@ -32,14 +32,17 @@ pub(super) enum With {
     ItsOwn,
     /// With all that panzer may have: to look into a process, one needs at least what it has itself.
     Panzers,
-    /// With none: the process is in another user namespace, where its capabilities mean nothing here.
-    None,
 }
 
 impl Identity {
     /// Its user.
     pub(super) fn uid(&self) -> u32 {
         self.uid.as_raw()
+    }
+
+    /// Takes its capabilities away: in another user namespace they mean nothing here.
+    pub(super) fn forget_capabilities(&mut self) {
+        self.capabilities = CapabilitySet::empty();
     }
 
     /// Whether it may bind ports below `ip_unprivileged_port_start`.
@@ -69,7 +72,6 @@ impl Identity {
         let effective = match with {
             With::ItsOwn => sets.permitted & self.capabilities,
             With::Panzers => sets.permitted,
-            With::None => CapabilitySet::empty(),
         };
         let same_person = (self.uid, self.gid, &self.groups) == (own.uid, own.gid, &own.groups);
         if same_person && effective == sets.effective {

@@ -33,20 +33,21 @@ use rustix::net::{SocketAddrUnix, SocketType, sockopt};
 
 use super::listen::Listener;
 use super::log::Log;
-use super::sys::{self, Answer, Notification};
 use crate::error::cause;
 use crate::supervisor::report::Level;
-use crate::supervisor::rotation::Queue;
+use crate::supervisor::rotation::QueueState;
 use crate::supervisor::{Event, WorkerId};
 use names::{KeptName, Names};
 use options::Options;
-use shared::{Address, Shared};
+use shared::{Address, Changed, SharedListener};
 
 pub(super) use caller::can_take_sockets;
 pub(super) use filter::{AlsoSent, program};
+pub(super) use queues::MOST_QUEUES;
 
-/// How many calls are answered before panzer looks at anything else. Each worker's turn comes as often.
-const EVENTS_AT_ONCE: usize = 16;
+/// How many calls are answered before panzer looks at anything else. epoll puts what it has told of at the end of its
+/// list, so each worker's turn comes as often.
+const CALLS_AT_ONCE: usize = 16;
 
 /// What was bound and does not listen is looked at after this time, and then at the interval of [`UNUSED`].
 const UNLISTENED: Duration = Duration::from_secs(1);
@@ -54,11 +55,16 @@ const UNLISTENED: Duration = Duration::from_secs(1);
 /// A listener that no worker has is let go of when no worker has started for so long.
 const UNUSED: Duration = Duration::from_secs(60);
 
-/// That a listener was shut down is told whatever else is asked for.
-const SHUT_DOWN: epoll::EventFlags = epoll::EventFlags::empty();
-
 /// That a socket got connected wakes both sides of it. It is told once at the beginning, too.
 const CONNECTED: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::OUT).union(epoll::EventFlags::ET);
+
+/// What tells that a listener was shut down: for a port the hang-up, which is told whatever else is asked for.
+fn until_shut_down(address: &Address) -> epoll::EventFlags {
+    match address {
+        Address::Internet(_) => epoll::EventFlags::empty(),
+        Address::Path(_) => epoll::EventFlags::RDHUP,
+    }
+}
 
 /// What is ready; the kernel keeps it as one number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,20 +102,12 @@ impl Token {
 pub(super) struct PortSettings {
     /// The least length of a queue.
     pub(super) backlog: u32,
-    /// How many queues an address has: one, or one a slot.
-    pub(super) queues: u32,
+    /// One, or one for each slot.
+    pub(super) queues_per_port: u32,
     /// What workers bind by themselves is shared.
-    pub(super) are_shared: bool,
+    pub(super) shares_binds: bool,
     /// Workers' own sockets can be had.
     pub(super) takes_sockets: bool,
-}
-
-/// A call that waits for its answer.
-struct Pending<'a> {
-    filter: BorrowedFd<'a>,
-    worker: WorkerId,
-    notification: Notification,
-    now: Duration,
 }
 
 /// A worker's filter.
@@ -125,33 +123,15 @@ pub(super) struct Ports {
     settings: PortSettings,
     epoll: OwnedFd,
     filters: Vec<Filter>,
-    shared: Vec<Shared>,
+    shared: Vec<SharedListener>,
     names: Names,
     /// Which slots take connections; empty until that is known.
-    rotation: Vec<Queue>,
+    rotation: Vec<QueueState>,
     last_start: Duration,
-    /// The kernel cannot put a listener in a socket's place (before Linux 5.9).
-    is_useless: bool,
-    /// It was said that a call could not be understood.
-    said: bool,
-}
-
-/// Why a call is passed on to the kernel.
-enum Unshared {
-    /// It is none of panzer's business.
-    OfNoConcern,
-    /// It may be, and panzer cannot find out.
-    Unknown(Errno),
-}
-
-impl From<Errno> for Unshared {
-    fn from(error: Errno) -> Self {
-        match error {
-            // Whoever is gone needs no answer, and a pointer to nowhere (EIO, EFAULT) has one from the kernel.
-            Errno::NOENT | Errno::SRCH | Errno::IO | Errno::FAULT => Self::OfNoConcern,
-            error => Self::Unknown(error),
-        }
-    }
+    /// It was said that panzer cannot tell what a call is about.
+    said_cannot_tell: bool,
+    /// It was said that panzer has too few descriptors.
+    said_no_room: bool,
 }
 
 impl Ports {
@@ -165,20 +145,22 @@ impl Ports {
             names: Names::default(),
             rotation: Vec::new(),
             last_start: Duration::ZERO,
-            is_useless: false,
-            said: false,
+            said_cannot_tell: false,
+            said_no_room: false,
         };
         let backlog = i32::try_from(settings.backlog).unwrap_or(i32::MAX);
         for listener in listeners {
             let Some(address) = address_of(listener) else { continue };
-            let mut shared = Shared::declared(address, listener.sockets.clone(), backlog);
+            let mut shared = SharedListener::declared(address, listener.sockets.clone(), backlog);
             // A path that somebody has handed to panzer is theirs to keep and to remove.
-            if let (true, Some(_), Address::Path(path)) = (settings.are_shared, &listener.path, &shared.address) {
+            if let (true, Some(_), Address::Path(path)) = (settings.shares_binds, &listener.path, &shared.address) {
                 let name = KeptName::new(path, None);
                 ports.keep_name(&mut shared, name, log);
             }
+            if let Address::Internet(_) = shared.address {
+                shared.watch(&ports.epoll, until_shut_down(&shared.address));
+            }
             ports.shared.push(shared);
-            ports.watch(ports.shared.len() - 1, SHUT_DOWN);
         }
         Ok(ports)
     }
@@ -189,30 +171,25 @@ impl Ports {
     }
 
     /// Answers the calls of a new worker from now on.
-    pub(super) fn add(&mut self, now: Duration, worker: WorkerId, descriptor: OwnedFd, log: &mut Log) {
+    ///
+    /// # Errors
+    /// The kernel has no memory to watch them; what the worker binds will fail then.
+    pub(super) fn add(&mut self, now: Duration, worker: WorkerId, filter: OwnedFd) -> Result<(), Errno> {
         self.last_start = now;
         for shared in &mut self.shared {
             shared.listening.retain(|slot| *slot != worker.slot);
         }
-        // A call that nobody makes: a kernel that knows the request says ENOENT.
-        let probe = sys::replace_descriptor(descriptor.as_fd(), 0, descriptor.as_fd(), 0, true);
-        if !self.is_useless && probe.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL)) {
-            self.is_useless = true;
-            say_not_shared(log, "this kernel cannot replace a descriptor (Linux 5.9 can)");
-        }
-        let data = Token::Filter(descriptor.as_raw_fd()).to_data();
-        if let Err(error) = epoll::add(&self.epoll, &descriptor, data, epoll::EventFlags::IN) {
-            // Dropped, the worker's calls would fail; so they wait until it is told to stop.
-            say_not_shared(log, &cause(&error.into()));
-        }
-        self.filters.push(Filter { worker, descriptor: Rc::new(descriptor), options: Vec::new() });
+        let data = Token::Filter(filter.as_raw_fd()).to_data();
+        epoll::add(&self.epoll, &filter, data, epoll::EventFlags::IN)?;
+        self.filters.push(Filter { worker, descriptor: Rc::new(filter), options: Vec::new() });
+        Ok(())
     }
 
     /// Does what there is to do, and says what the supervisor wants to know.
     ///
     /// While workers are being stopped, what they shut down stays so.
     pub(super) fn handle(&mut self, now: Duration, is_stopping: bool, log: &mut Log) -> Vec<Event> {
-        let mut space = [const { MaybeUninit::uninit() }; EVENTS_AT_ONCE];
+        let mut space = [const { MaybeUninit::uninit() }; CALLS_AT_ONCE];
         let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         let ready: &[epoll::Event] = match epoll::wait(&self.epoll, &mut space, Some(&none)) {
             Ok((events, _)) => events,
@@ -240,110 +217,77 @@ impl Ports {
 
     /// Lets go of the listeners that nobody needs any more.
     pub(super) fn clear(&mut self, now: Duration, log: &mut Log) {
-        let last_start = self.last_start;
-        self.shared.retain_mut(|shared| {
+        let started_lately = self.last_start + UNUSED > now;
+        for index in (0..self.shared.len()).rev() {
+            let Some(shared) = self.shared.get_mut(index) else { continue };
             if shared.look_at.is_none_or(|at| at > now) {
-                return true;
+                continue;
             }
             shared.look_at = Some(now + UNUSED);
-            let is_unused = if shared.backlog.is_none() {
-                shared.is_closed_again()
-            } else {
-                shared.holders.is_empty() && last_start + UNUSED <= now
+            let is_unused = match shared.backlog {
+                None => shared.is_closed_again(),
+                Some(_) => shared.holders.is_empty() && !started_lately,
             };
-            if is_unused && shared.backlog.is_some() {
-                let text = format!("no worker listens on {} any more; closing it", shared.address);
-                log.say(Level::Info, "port_closed", &text);
+            if is_unused {
+                if shared.backlog.is_some() {
+                    let text = format!("no worker listens on {} any more; closing it", shared.address);
+                    log.say(Level::Info, "port_closed", &text);
+                }
+                self.forget(index);
             }
-            !is_unused
-        });
+        }
     }
 
-    /// Whether a path is kept in place, which a worker may want to remove.
-    pub(super) fn keep_names(&self) -> bool {
+    /// Whether a path is kept in place, so that workers that start now must have their removals of files intercepted.
+    pub(super) fn intercepts_unlink(&self) -> bool {
         self.shared.iter().any(|shared| shared.name.is_some())
     }
 
     /// Whether each slot has a queue of its own.
     pub(super) fn have_queues(&self) -> bool {
-        self.settings.queues > 1
+        self.settings.queues_per_port > 1
     }
 
     /// Lets new connections go to the slots that take them.
-    pub(super) fn rotate(&mut self, rotation: Vec<Queue>, log: &mut Log) {
+    pub(super) fn rotate(&mut self, rotation: Vec<QueueState>, log: &mut Log) {
         if self.rotation != rotation {
-            let before = std::mem::replace(&mut self.rotation, rotation);
-            for at in 0..self.shared.len() {
-                self.steer(at, &before, log);
+            self.rotation = rotation;
+            for shared in &mut self.shared {
+                shared.steer(&self.rotation, &self.epoll, log);
             }
         }
     }
 
-    /// Tells the kernel who takes connections now; `before` is what it was told last.
-    fn steer(&mut self, at: usize, before: &[Queue], log: &mut Log) {
-        let Self { shared, rotation, epoll, .. } = self;
-        let Some(shared) = shared.get(at).filter(|one| one.sockets.len() > 1 && one.backlog.is_some()) else { return };
-        let serving = (0..).zip(&*rotation).filter(|(_, queue)| **queue == Queue::Serving);
-        let serving = shared.of_those_who_listen(serving.map(|(slot, _)| slot).collect());
-        if serving.is_empty() {
-            return;
-        }
-        if let Err(error) = queues::steer(&shared.sockets, &serving) {
-            let text = format!("cannot steer the connections of {}: {}; going on", shared.address, cause(&error));
-            log.say(Level::Error, "error", &text);
-        }
-        let before = before.iter().map(Some).chain(std::iter::repeat(None));
-        for ((socket, queue), before) in shared.sockets.iter().zip(&*rotation).zip(before) {
-            let (is_abandoned, was_abandoned) = (*queue == Queue::Abandoned, before == Some(&Queue::Abandoned));
-            if is_abandoned != was_abandoned {
-                let data = Token::Socket(socket.as_raw_fd()).to_data();
-                let _ =
-                    epoll::modify(&*epoll, socket, data, if is_abandoned { epoll::EventFlags::IN } else { SHUT_DOWN });
-            }
-        }
-    }
-
-    /// A socket that was bound and does not listen got connected; or a listener was shut down; or something came for a
-    /// slot that has no worker.
+    /// Something has happened to a socket that panzer holds.
     fn socket_changed(&mut self, descriptor: RawFd, is_stopping: bool, log: &mut Log) {
-        let is_it = |socket: &&Rc<OwnedFd>| socket.as_raw_fd() == descriptor;
-        let Some(at) = self.shared.iter().position(|shared| shared.sockets.iter().any(|one| is_it(&one))) else {
-            return;
-        };
-        let Some(shared) = self.shared.get(at) else { return };
-        let Some(socket) = shared.sockets.iter().find(is_it) else { return };
-        match shared.backlog {
-            None if shared.is_connected() => self.forget(at),
-            None => {}
-            Some(_) if sockopt::socket_acceptconn(socket) == Ok(true) => drop(queues::let_go(socket)),
-            Some(_) if is_stopping => drop(epoll::delete(&self.epoll, socket)),
-            Some(backlog) => {
+        let Self { shared, rotation, epoll, .. } = self;
+        let has_it = |shared: &SharedListener| shared.sockets.iter().any(|socket| socket.as_raw_fd() == descriptor);
+        let Some(index) = shared.iter().position(has_it) else { return };
+        let Some(shared) = shared.get_mut(index) else { return };
+        match shared.change(descriptor) {
+            Changed::Nothing => {}
+            Changed::Connected => self.forget(index),
+            Changed::Arrived(socket) => drop(queues::let_go(&socket)),
+            Changed::ShutDown(socket) if is_stopping => drop(epoll::delete(&*epoll, &socket)),
+            Changed::ShutDown(socket) => {
                 // shutdown(2) ends a listener for all who have it, and some servers do that when they stop.
-                let text = format!("a worker has shut {} down for all; listening again", shared.address);
+                let again = match shared.address {
+                    Address::Internet(_) => shared.listen_again(&socket, rotation, epoll, log),
+                    // A UNIX listener that was shut down stays so.
+                    Address::Path(_) => false,
+                };
+                let what_next = if again { "listening again" } else { "whoever binds it next makes a new one" };
+                let text = format!("a worker has shut {} down for all; {what_next}", shared.address);
                 log.say(Level::Warning, "port_shut_down", &text);
-                if rustix::net::listen(socket, backlog).is_err() {
-                    let _ = epoll::delete(&self.epoll, socket);
+                if !again {
+                    self.forget(index);
                 }
             }
         }
     }
 
-    /// Has panzer told of what happens to the sockets at `at`.
-    fn watch(&self, at: usize, flags: epoll::EventFlags) {
-        let Some(shared) = self.shared.get(at) else { return };
-        // A UNIX listener that was shut down stays so.
-        if let Address::Internet(_) = shared.address {
-            for socket in &shared.sockets {
-                let data = Token::Socket(socket.as_raw_fd()).to_data();
-                if epoll::add(&self.epoll, socket, data, flags) == Err(Errno::EXIST) {
-                    let _ = epoll::modify(&self.epoll, socket, data, flags);
-                }
-            }
-        }
-    }
-
-    fn forget(&mut self, at: usize) {
-        let shared = self.shared.swap_remove(at);
+    fn forget(&mut self, index: usize) {
+        let shared = self.shared.swap_remove(index);
         for socket in &shared.sockets {
             // A child that has not executed yet may hold a copy, and epoll would go on telling of it.
             let _ = epoll::delete(&self.epoll, socket);
@@ -366,16 +310,17 @@ impl Ports {
 
     fn restore_names(&mut self, log: &mut Log) {
         self.names.drain();
-        for name in self.shared.iter().filter_map(|shared| Some((&shared.address, shared.name.as_ref()?))) {
-            if let (address, Err(error)) = (name.0, name.1.restore()) {
-                let text = format!("cannot put back {address}: {}; going on", cause(&error.into()));
-                log.say(Level::Error, "error", &text);
+        for shared in &self.shared {
+            if let Some(Err(error)) = shared.name.as_ref().map(KeptName::restore) {
+                let words = cause(&error.into());
+                let text = format!("cannot put back {}: {words}; clients find no socket there", shared.address);
+                log.say(Level::Error, "path_not_kept", &text);
             }
         }
     }
 
     /// Has the path of `shared` put back whenever it goes.
-    fn keep_name(&mut self, shared: &mut Shared, name: Result<KeptName, Errno>, log: &mut Log) {
+    fn keep_name(&mut self, shared: &mut SharedListener, name: Result<KeptName, Errno>, log: &mut Log) {
         let Self { epoll, names, .. } = self;
         let watched = name.and_then(|name| {
             let name = shared.name.insert(name);
@@ -387,32 +332,12 @@ impl Ports {
         });
         if let Err(error) = watched {
             let words = cause(&error.into());
-            let text =
-                format!("cannot keep {} in place: {words}; a worker that removes it takes it from all", shared.address);
+            let text = format!(
+                "cannot keep {} in place by a second link (.NAME.panzer): {words}; a worker that removes it takes it from all",
+                shared.address
+            );
             log.say(Level::Warning, "path_not_kept", &text);
         }
-    }
-
-    /// Answers one call.
-    fn answer(&mut self, descriptor: RawFd, now: Duration, log: &mut Log) -> Option<Event> {
-        let filter = self.filters.iter().find(|filter| filter.descriptor.as_raw_fd() == descriptor)?;
-        let (worker, filter) = (filter.worker, Rc::clone(&filter.descriptor));
-        let notification = sys::receive_notification(filter.as_fd()).ok()?;
-        let pending = Pending { filter: filter.as_fd(), worker, notification, now };
-        let (answer, event) = match self.decide(&pending, log) {
-            Ok(decided) => decided,
-            Err(Unshared::OfNoConcern) => (Answer::PassOn, None),
-            Err(Unshared::Unknown(error)) => {
-                if !std::mem::replace(&mut self.said, true) {
-                    let why = with_advice(&cause(&error.into()));
-                    let text = format!("cannot share a port of worker {}: {why}", worker.slot);
-                    log.say(Level::Warning, "ports_not_shared", &text);
-                }
-                (Answer::PassOn, None)
-            }
-        };
-        let _ = sys::answer_notification(filter.as_fd(), notification.id, answer);
-        event
     }
 }
 
@@ -439,23 +364,23 @@ fn plain(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Why a worker could not be put under a filter, and what to do instead.
+/// Why a worker could not be put under a filter.
 pub(super) fn refusal(errno: i32) -> String {
-    let words = match errno {
+    match errno {
         // Only one such filter can be in force for a process.
         libc::EBUSY => "whoever runs panzer intercepts calls already (seccomp)".to_owned(),
         errno => cause(&std::io::Error::from_raw_os_error(errno)),
-    };
-    with_advice(&words)
+    }
 }
 
-/// What to do instead is part of the line.
-pub(super) fn with_advice(cause: &str) -> String {
-    format!("{cause}; use -l, or SO_REUSEPORT in the command")
-}
-
-/// One line about a kernel, or a worker, with which it cannot be done.
-fn say_not_shared(log: &mut Log, cause: &str) {
-    let text = format!("cannot share ports: {}", with_advice(cause));
+/// What is said once where nothing can be shared, and workers run all the same.
+pub(super) fn say_not_shared(log: &mut Log, cause: &str) {
+    let text =
+        format!("cannot share ports: {cause}; each worker binds for itself: use -l, or SO_REUSEPORT in the command");
     log.say(Level::Warning, "ports_not_shared", &text);
+}
+
+/// The same where `--share-ports on` makes it an error.
+pub(super) fn not_shared(cause: &str) -> String {
+    format!("{cause}; use -l, or --share-ports off")
 }

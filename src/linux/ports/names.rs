@@ -77,9 +77,11 @@ impl KeptName {
         Ok(Self { path: path.to_owned(), hidden, file, owner })
     }
 
-    /// Puts the path back where it is gone.
+    /// Puts the path back where it is gone. Where there is a link besides the hidden one, the server has renamed it, as
+    /// some do with a temporary name.
     pub(super) fn restore(&self) -> Result<(), Errno> {
-        if file_at(&self.path).is_some() {
+        let links = rustix::fs::lstat(&self.hidden).map_or(0, |hidden| hidden.st_nlink);
+        if file_at(&self.path).is_some() || links > 1 {
             return Ok(());
         }
         let link = || match rustix::fs::linkat(CWD, &self.hidden, CWD, &self.path, AtFlags::empty()) {

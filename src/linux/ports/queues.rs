@@ -2,10 +2,9 @@
 //! gone for longer.
 //!
 //! The queues of one address are a SO_REUSEPORT group; the kernel counts its sockets in the order in which they began
-//! to listen, which is that of the slots. Must never let go of a connection that a worker will answer.
+//! to listen. Must never let go of a connection that a worker will answer.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -14,34 +13,31 @@ use rustix::net::{SocketFlags, accept_with, sockopt};
 
 use crate::linux::sys::{self, Instruction};
 
-/// A program for the kernel may have 4096 instructions; with more slots than this the kernel spreads by itself.
-const MOST_STEERED: usize = 2000;
+/// A program for the kernel may have 4096 instructions, and needs two for each queue.
+pub(in crate::linux) const MOST_QUEUES: u32 = 2000;
 
 /// How many connections are let go of before panzer looks at anything else.
 const LET_GO_AT_ONCE: usize = 1000;
 
-/// Has new connections go to these slots of a group only, to each as likely.
-pub(super) fn steer(group: &[Rc<OwnedFd>], slots: &[u32]) -> std::io::Result<()> {
-    match group.first() {
-        Some(any) if slots.len() <= MOST_STEERED => sys::attach_reuseport_program(any.as_fd(), &program(slots)),
-        Some(_) | None => Ok(()),
-    }
+/// Has new connections go to these places of the group of which `member` is one, to each as likely.
+pub(super) fn steer(member: &OwnedFd, places: &[u32]) -> std::io::Result<()> {
+    sys::attach_reuseport_program(member.as_fd(), &program(places))
 }
 
-/// Draws one of the slots.
-fn program(slots: &[u32]) -> Vec<Instruction> {
+/// Draws one of the places.
+fn program(places: &[u32]) -> Vec<Instruction> {
     let instruction = |code: u32, jt, jf, k| Instruction { code: u16::try_from(code).unwrap_or_default(), jt, jf, k };
     let random = (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM).cast_unsigned();
-    let count = u32::try_from(slots.len()).unwrap_or(1).max(1);
+    let count = u32::try_from(places.len()).unwrap_or(1).max(1);
     let mut program = vec![
         instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, random),
         instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, 0, count),
     ];
-    for (drawn, slot) in (0..).zip(slots) {
+    for (drawn, place) in (0..).zip(places) {
         program.push(instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, drawn));
-        program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, 0, *slot));
+        program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, 0, *place));
     }
-    program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, 0, slots.first().copied().unwrap_or(0)));
+    program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, 0, places.first().copied().unwrap_or(0)));
     program
 }
 
@@ -65,7 +61,7 @@ pub(super) fn let_go(queue: &OwnedFd) -> Result<(), Errno> {
 mod tests {
     use super::*;
 
-    /// The slot that the program returns where the kernel's random number is `random`.
+    /// The place that the program returns where the kernel's random number is `random`.
     fn run(program: &[Instruction], random: u32) -> u32 {
         let (mut at, mut a) = (0, 0);
         loop {
@@ -81,12 +77,12 @@ mod tests {
     }
 
     #[test]
-    fn each_slot_in_rotation_is_drawn_as_often_and_no_other() {
-        for slots in [&[0, 1, 2, 3][..], &[2], &[1, 3, 9]] {
-            let program = program(slots);
+    fn each_place_in_rotation_is_drawn_as_often_and_no_other() {
+        for places in [&[0, 1, 2, 3][..], &[2], &[1, 3, 9]] {
+            let program = program(places);
             let drawn: Vec<u32> = (0..12).map(|random| run(&program, random)).collect();
-            for slot in slots {
-                assert_eq!(drawn.iter().filter(|one| *one == slot).count(), 12 / slots.len());
+            for place in places {
+                assert_eq!(drawn.iter().filter(|one| *one == place).count(), 12 / places.len());
             }
         }
     }

@@ -3,11 +3,12 @@
 //! Must never bind what the worker could not bind by itself: the kernel is asked as the worker.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use rustix::event::epoll;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
@@ -17,8 +18,13 @@ use rustix::net::{
 use super::caller::{Caller, CallersSocket, Protocol, Wanted, inode};
 use super::names::KeptName;
 use super::options::Options;
+use super::{Token, queues, until_shut_down};
+use crate::error::cause;
+use crate::linux::log::Log;
 use crate::linux::sys;
 use crate::supervisor::WorkerId;
+use crate::supervisor::report::Level;
+use crate::supervisor::rotation::{self, QueueState};
 
 /// How often a path is bound that others remove at the same time.
 const PATH_TRIES: u32 = 100;
@@ -44,13 +50,29 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// An address that workers share.
+/// What has happened to a socket.
+pub(super) enum Changed {
+    /// Nothing that matters.
+    Nothing,
+    /// It was bound, and is connected to somebody now: it is no listener.
+    Connected,
+    /// A connection came for a slot that has no worker.
+    Arrived(Rc<OwnedFd>),
+    /// It does not listen any more.
+    ShutDown(Rc<OwnedFd>),
+}
+
+/// A listener that workers share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SharedListener {
     /// What they call it.
     pub(super) address: Address,
-    /// One for all, or one a slot.
+    /// One for all, or one for each slot.
     pub(super) sockets: Vec<Rc<OwnedFd>>,
+    /// The slots in the order in which the kernel has their sockets in its SO_REUSEPORT group.
+    order: Vec<u32>,
+    /// What was made of the slots last.
+    told: Vec<QueueState>,
     /// The length of the queue, once it listens.
     pub(super) backlog: Option<i32>,
     /// `--listen` names it: it is there for as long as panzer is, and for every user.
@@ -65,6 +87,8 @@ pub(super) struct Shared {
     pub(super) look_at: Option<Duration>,
     /// Keeps a path in place.
     pub(super) name: Option<KeptName>,
+    /// It was said that it is in a worker's way.
+    pub(super) was_explained: bool,
 }
 
 /// The sockets, and what keeps their path.
@@ -182,19 +206,33 @@ pub(super) fn new_socket(protocol: Protocol, is_ipv6: bool) -> Result<OwnedFd, E
     socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, protocol)
 }
 
-impl Shared {
+impl SharedListener {
+    fn new(address: Address, sockets: Vec<Rc<OwnedFd>>) -> Self {
+        Self {
+            address,
+            order: (0..).zip(&sockets).map(|(slot, _)| slot).collect(),
+            sockets,
+            told: Vec::new(),
+            backlog: None,
+            declared: false,
+            maker: None,
+            listening: Vec::new(),
+            holders: Vec::new(),
+            look_at: None,
+            name: None,
+            was_explained: false,
+        }
+    }
+
     /// What a worker has just bound.
     pub(super) fn bound(address: Address, caller: &Caller, sockets: Vec<OwnedFd>) -> Self {
         let maker = Some((caller.identity.process, caller.identity.uid()));
-        let sockets = sockets.into_iter().map(Rc::new).collect();
-        let (backlog, listening, holders, look_at, name) = (None, Vec::new(), Vec::new(), None, None);
-        Self { address, sockets, backlog, declared: false, maker, listening, holders, look_at, name }
+        Self { maker, ..Self::new(address, sockets.into_iter().map(Rc::new).collect()) }
     }
 
     /// An address that `--listen` names and that listens already.
     pub(super) fn declared(address: Address, sockets: Vec<Rc<OwnedFd>>, backlog: i32) -> Self {
-        let (listening, holders, maker, look_at, name) = (Vec::new(), Vec::new(), None, None, None);
-        Self { address, sockets, backlog: Some(backlog), declared: true, maker, listening, holders, look_at, name }
+        Self { backlog: Some(backlog), declared: true, ..Self::new(address, sockets) }
     }
 
     /// The socket of a slot.
@@ -202,14 +240,101 @@ impl Shared {
         usize::try_from(slot).ok().and_then(|slot| self.sockets.get(slot)).or_else(|| self.sockets.first())
     }
 
-    /// Those of `slots` whose life listens here; all that do, where these are none of them, and `slots` where nobody does:
-    /// ready workers may have this port still to come.
-    pub(super) fn of_those_who_listen(&self, slots: Vec<u32>) -> Vec<u32> {
-        if self.declared || self.listening.is_empty() {
-            return slots;
+    /// Has panzer told of what happens to the sockets.
+    pub(super) fn watch(&self, epoll: &OwnedFd, flags: epoll::EventFlags) {
+        for socket in &self.sockets {
+            let data = Token::Socket(socket.as_raw_fd()).to_data();
+            if epoll::add(epoll, socket, data, flags) == Err(Errno::EXIST) {
+                let _ = epoll::modify(epoll, socket, data, flags);
+            }
         }
-        let both: Vec<u32> = slots.iter().copied().filter(|slot| self.listening.contains(slot)).collect();
-        if both.is_empty() { self.listening.clone() } else { both }
+    }
+
+    /// What has happened to the socket with this descriptor.
+    pub(super) fn change(&self, descriptor: RawFd) -> Changed {
+        let Some(socket) = self.sockets.iter().find(|socket| socket.as_raw_fd() == descriptor) else {
+            return Changed::Nothing;
+        };
+        match self.address {
+            _ if self.backlog.is_none() => {
+                if self.is_connected() {
+                    Changed::Connected
+                } else {
+                    Changed::Nothing
+                }
+            }
+            Address::Internet(_) if sockopt::socket_acceptconn(socket) == Ok(true) => {
+                Changed::Arrived(Rc::clone(socket))
+            }
+            Address::Internet(_) | Address::Path(_) => Changed::ShutDown(Rc::clone(socket)),
+        }
+    }
+
+    /// Tells the kernel which slots take connections now, where each has a queue of its own.
+    pub(super) fn steer(&mut self, rotation: &[QueueState], epoll: &OwnedFd, log: &mut Log) {
+        if self.sockets.len() < 2 || self.backlog.is_none() {
+            return;
+        }
+        // Who is handed the socket at its start need not tell that it listens.
+        let listening = if self.declared { &[] } else { self.listening.as_slice() };
+        let serving = rotation::serving(rotation, listening);
+        let place = |slot: &u32| self.order.iter().position(|known| known == slot);
+        let places: Vec<u32> = serving.iter().filter_map(place).filter_map(|place| u32::try_from(place).ok()).collect();
+        let Some(member) = self.order.first().and_then(|slot| self.socket_of(*slot)) else { return };
+        if let (false, Err(error)) = (places.is_empty(), queues::steer(member, &places)) {
+            let text = format!(
+                "cannot steer the connections of {}: {}; new ones may wait for a worker that is not there",
+                self.address,
+                cause(&error)
+            );
+            log.say(Level::Error, "error", &text);
+        }
+        let told = self.told.iter().map(Some).chain(std::iter::repeat(None));
+        for ((socket, state), told) in self.sockets.iter().zip(rotation).zip(told) {
+            let (is_abandoned, was_abandoned) = (*state == QueueState::Abandoned, told == Some(&QueueState::Abandoned));
+            if is_abandoned != was_abandoned {
+                let data = Token::Socket(socket.as_raw_fd()).to_data();
+                let flags = if is_abandoned { epoll::EventFlags::IN } else { until_shut_down(&self.address) };
+                let _ = epoll::modify(epoll, socket, data, flags);
+            }
+        }
+        self.told = rotation.to_vec();
+    }
+
+    /// Lets a socket listen again that somebody has shut down; false where that fails.
+    pub(super) fn listen_again(
+        &mut self,
+        socket: &Rc<OwnedFd>,
+        rotation: &[QueueState],
+        epoll: &OwnedFd,
+        log: &mut Log,
+    ) -> bool {
+        let listens = self.backlog.is_some_and(|backlog| listen(socket, backlog).is_ok());
+        if listens {
+            self.note_new_place(socket);
+            self.steer(rotation, epoll, log);
+        }
+        listens
+    }
+
+    /// A socket that stops listening leaves its group, the last one takes its place, and it comes back as the last one
+    /// (`reuseport_detach_sock`, net/core/sock_reuseport.c).
+    fn note_new_place(&mut self, socket: &Rc<OwnedFd>) {
+        let slot = self.sockets.iter().position(|known| Rc::ptr_eq(known, socket));
+        let slot = slot.and_then(|slot| u32::try_from(slot).ok());
+        if let Some((place, slot)) = slot.and_then(|slot| Some((self.order.iter().position(|s| *s == slot)?, slot))) {
+            self.order.swap_remove(place);
+            self.order.push(slot);
+        }
+    }
+
+    /// Notes that the present life of a slot listens; false where that was known.
+    pub(super) fn is_listened_to_by(&mut self, slot: u32) -> bool {
+        let is_new = !self.listening.contains(&slot);
+        if is_new {
+            self.listening.push(slot);
+        }
+        is_new
     }
 
     /// Notes that a life has it.
@@ -254,17 +379,22 @@ impl Shared {
     /// What the kernel says.
     pub(super) fn listen(&mut self, caller: &Caller, backlog: i32) -> Result<bool, Errno> {
         let longest = self.backlog.map_or(backlog, |before| before.max(backlog));
-        // One whose worker has shut it down does not listen any more.
-        let all_listen = self.sockets.iter().all(|socket| sockopt::socket_acceptconn(socket) == Ok(true));
-        if all_listen && self.backlog == Some(longest) {
+        let is_listening = |socket: &Rc<OwnedFd>| sockopt::socket_acceptconn(socket) == Ok(true);
+        let shut_down: Vec<Rc<OwnedFd>> = self.sockets.iter().filter(|socket| !is_listening(socket)).cloned().collect();
+        if shut_down.is_empty() && self.backlog == Some(longest) {
             return Ok(false);
         }
         let sockets = &self.sockets;
         let all = || sockets.iter().try_for_each(|socket| listen(socket, longest));
         // A client may ask whose a UNIX listener is.
         match self.address {
-            Address::Path(_) => caller.identity.act(caller.with, all)??,
+            Address::Path(_) => caller.act(all)??,
             Address::Internet(_) => all()?,
+        }
+        if self.backlog.is_some() {
+            for socket in &shut_down {
+                self.note_new_place(socket);
+            }
         }
         Ok(self.backlog.replace(longest).is_none())
     }
