@@ -224,7 +224,7 @@ pub static OPTIONS: &[Opt] = &[
         }),
         needs_workers: true,
         summary: "when a worker counts as ready; exec (its program runs), delay:T (it has run for so long) or bind (it listens on a shared port)",
-        default: "bind where a port is shared, else delay:1s",
+        default: "bind where a port is shared, else (in a slot's first life) delay:1s",
     },
     Opt {
         group: LIFECYCLE,

@@ -50,6 +50,13 @@ impl Log {
         }
     }
 
+    /// Says something about the worker of a slot.
+    pub fn say_of_worker(&mut self, level: Level, event: &str, slot: u32, text: &str) {
+        if level <= self.level {
+            self.line(level, event, Some(slot), None, text);
+        }
+    }
+
     fn line(&mut self, level: Level, event: &str, slot: Option<u32>, pid: Option<i32>, text: &str) {
         let mut line = match self.format {
             LogFormat::Text => format!("panzer: {text}"),

@@ -118,7 +118,7 @@ impl Ports {
         };
         if !std::mem::replace(said, true) {
             let text = format!("cannot share a port of worker {}: {words}; it binds for itself", worker.slot);
-            log.say(Level::Warning, "port_not_shared", &text);
+            log.say_of_worker(Level::Warning, "port_not_shared", worker.slot, &text);
         }
     }
 
@@ -377,7 +377,7 @@ impl Ports {
             shared.was_explained = true;
             let (slot, own) = (worker.slot, &shared.address);
             let text = format!("cannot bind {address} for worker {slot}: -l {own} is in its way; use -l {address}");
-            log.say(Level::Warning, "bind_failed", &text);
+            log.say_of_worker(Level::Warning, "bind_failed", slot, &text);
         }
     }
 }
