@@ -22,7 +22,7 @@
 //! | `options` | all its options in hexadecimal, its file status flags and its descriptor flags |
 //! | `oddbinds` | what several binds give that are wrong in themselves |
 //! | `send=TEXT`, `recv` | on a connected socket |
-//! | `unlink=PATH`, `chdir=DIR`, `chroot=DIR`, `umask=MODE`, `setuid=N` | what they say; setuid sets the group too |
+//! | `unlink=PATH`, `rename=FROM:TO`, `chdir=DIR`, `chroot=DIR`, `umask=MODE`, `setuid=N` | what they say; setuid sets the group too |
 //! | `unshare=user,net,mount` | new namespaces |
 //! | `flood=N:ADDR` | N times (0: for ever) a socket, bind, listen, close (of a path: after an unlink); gives how often each result came |
 //! | `storm` | from now on a signal with a handler comes to the calling thread again and again, all the time |
@@ -174,6 +174,10 @@ impl Binder {
                 return Ok(format!("got {}", String::from_utf8_lossy(buffer.get(..count).unwrap_or_default())));
             }
             "unlink" => rustix::fs::unlink(value)?,
+            "rename" => {
+                let (from, to) = value.split_once(':').ok_or_else(|| unknown(value))?;
+                rustix::fs::rename(from, to)?;
+            }
             "chdir" => env::set_current_dir(value)?,
             "chroot" => {
                 rustix::process::chroot(value)?;

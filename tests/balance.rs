@@ -3,24 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::support::binders::{Binders, addr, alone, binder, has_ipv6, is_root, left_out, stop, ways, word};
-use crate::support::load::{self, Failure, Load, LoadOptions, Mode};
+use crate::support::binders::{
+    AT_ONCE, Binders, addr, alone, binder, has_ipv6, is_root, kills_lose_what_was_in_hand, left_out, stop, ways, word,
+};
+use crate::support::load::{self, Failure};
 use crate::support::panzer::shell_status;
-use crate::support::ports::free_port;
+use crate::support::ports::{free_port, local, queued};
 use crate::support::worker::{panzer, sh, text};
 use crate::support::{deadline_or, process, wait_until};
-
-/// Options for workers with queues of their own that are replaced at once.
-const AT_ONCE: &str = "--balance per-worker --ready exec --backoff 0:0";
-
-fn local(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
-}
 
 /// The steps of a server on this port.
 fn serving(port: u16) -> String {
@@ -39,16 +34,6 @@ fn shares(port: u16, count: usize) -> BTreeMap<String, usize> {
         *shares.entry(word(&body, "worker=")).or_default() += 1;
     }
     shares
-}
-
-/// How many connections wait at the listeners of a port.
-fn queued(port: u16) -> usize {
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
-    let at = format!("0100007F:{port:04X}");
-    let fields = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    let listeners = fields.filter(|fields| fields.get(1) == Some(&at.as_str()) && fields.get(3) == Some(&"0A"));
-    let queue = |fields: Vec<&str>| usize::from_str_radix(fields[4].split_once(':').unwrap().1, 16).unwrap();
-    listeners.map(queue).sum()
 }
 
 /// How a request ended that had all the time of a test's deadline.
@@ -143,7 +128,7 @@ fn per_worker_each_slot_has_a_queue_that_its_lives_keep() {
             } else {
                 (String::new(), serving(port))
             };
-            let options = format!("-n 3 {AT_ONCE} {option}");
+            let options = format!("-n 3 --balance per-worker {AT_ONCE} {option}");
             let all = Binders::start_through(Binders::directory(), &wrapper, &options, |out| binder(out, &steps));
             all.wait_all(3, "serve -> ok");
             let inodes: BTreeSet<String> = (0..3).map(|slot| all.value(slot, "inode")).collect();
@@ -282,7 +267,7 @@ fn per_worker_connections_are_spread_evenly() {
 #[test]
 fn per_worker_datagrams_are_spread_too_and_each_client_keeps_its_worker() {
     let port = free_port();
-    let all = Binders::start(&format!("-n 4 {AT_ONCE} -l udp://127.0.0.1:{port}"), "fd=3 inode serve sleep");
+    let all = Binders::start(&format!("-n 4 --balance per-worker {AT_ONCE} -l udp://127.0.0.1:{port}"), "fd=3 inode serve sleep");
     all.wait_all(4, "serve -> ok");
     let inodes: BTreeSet<String> = (0..4).map(|slot| all.value(slot, "inode")).collect();
     assert_eq!(inodes.len(), 4);
@@ -372,7 +357,7 @@ fn per_worker_what_waits_at_a_slot_is_answered_by_its_next_life() {
         } else {
             (String::new(), serving(port))
         };
-        let all = Binders::start(&format!("-n 2 {AT_ONCE} {option}"), &steps);
+        let all = Binders::start(&format!("-n 2 --balance per-worker {AT_ONCE} {option}"), &steps);
         all.wait_all(2, "serve -> ok");
         for life in 2..5 {
             let slots = all.running.wait_slots(2);
@@ -452,24 +437,89 @@ fn per_worker_what_waits_is_kept_while_no_other_slot_could_take_it() {
     all.end();
 }
 
+/// Three workers with queues of their own, each of which shuts its listener down and ends when its file is there
+/// (`go.SLOT`), and starts only when another is (`up.SLOT`).
+fn shutting_down(options: &str, port: u16) -> Binders {
+    let scratch = Binders::directory();
+    let place = text(scratch.directory());
+    for slot in 0..3 {
+        scratch.write(&format!("up.{slot}"), "");
+    }
+    Binders::start_through(scratch, &[], &format!("-n 3 --balance per-worker {options}"), |out| {
+        let files = |name: &str| format!("{place}/{name}.$PANZER_WORKER_ID");
+        let serving = serving(port).replace("sleep", &format!("wait={} shutdown exit=0", files("go")));
+        let steps = binder(out, &format!("wait={} {serving}", files("up"))).join(" ");
+        sh(&format!("rm -f {}; exec {steps}", files("go")))
+    })
+}
+
+/// What panzer says when it has a listener listen again that was shut down.
+const SHUT_DOWN: &str = "panzer: a worker has shut tcp://127.0.0.1:";
+
+/// Makes sure that these slots, and no others, answer sixty requests, none of which is lost.
+#[track_caller]
+fn served_by(port: u16, slots: &[u32]) {
+    let answered = shares(port, 60);
+    let expected: BTreeSet<String> = slots.iter().map(u32::to_string).collect();
+    assert_eq!(answered.keys().cloned().collect::<BTreeSet<_>>(), expected, "{answered:?}");
+}
+
 #[test]
-fn per_worker_killed_workers_under_load_lose_no_more_than_what_they_had_in_hand() {
-    for mode in [Mode::Short, Mode::KeepAlive] {
+fn per_worker_after_a_worker_has_shut_its_listener_down_and_ended_the_others_answer_all() {
+    for leaving in [[0, 1], [1, 2], [2, 0], [0, 2]] {
         let port = free_port();
-        let all = Binders::start(&format!("-n 3 {AT_ONCE}"), &serving(port));
+        let all = shutting_down("--restart never", port);
         all.wait_all(3, "serve -> ok");
-        let load = Load::start(local(port), LoadOptions { connections: 6, mode, ..LoadOptions::default() });
-        for round in 0..20_u32 {
-            let before = load.count();
-            wait_until("there is load", || load.count() > before + 20);
-            all.running.kill_worker(round % 3);
+        all.wait_answers(&local(port).into(), 3);
+        let mut staying = vec![0, 1, 2];
+        for (gone, slot) in (1..).zip(leaving) {
+            all.scratch.write(&format!("go.{slot}"), "");
+            all.running.wait_lines(SHUT_DOWN, gone);
+            all.running.wait_lines("it is not started again", gone);
+            all.settle();
+            staying.retain(|other| *other != slot);
+            served_by(port, &staying);
         }
-        let report = load.stop();
-        println!("{mode:?}: {report}");
-        assert_eq!((report.refused, report.timed_out, report.other.len()), (0, 0, 0), "{report}");
-        assert!(report.lost() <= 20 * 6, "{report}");
         all.end();
     }
+}
+
+#[test]
+fn per_worker_after_many_shutdowns_connections_still_go_where_they_should() {
+    let port = free_port();
+    let all = shutting_down("--ready bind --backoff 0:0", port);
+    all.wait_all(3, "serve -> ok");
+    let mut lives = [1; 3];
+    let shut_downs = [1, 0, 2, 2, 0, 1, 0, 0, 1];
+    for (count, slot) in (1..).zip(shut_downs) {
+        all.scratch.write(&format!("go.{slot}"), "");
+        all.running.wait_lines(SHUT_DOWN, count);
+        let index = usize::try_from(slot).unwrap();
+        lives[index] += 1;
+        all.wait_lines(slot, "serve -> ok", lives[index]);
+        all.settle();
+        served_by(port, &[0, 1, 2]);
+    }
+    for slot in 0..3 {
+        // Its next life does not listen.
+        fs::remove_file(all.scratch.path(&format!("up.{slot}"))).unwrap();
+        all.running.kill_worker(slot);
+        all.settle();
+        let others: Vec<u32> = (0..3).filter(|other| *other != slot).collect();
+        served_by(port, &others);
+        all.scratch.write(&format!("up.{slot}"), "");
+        let index = usize::try_from(slot).unwrap();
+        lives[index] += 1;
+        all.wait_lines(slot, "serve -> ok", lives[index]);
+        all.settle();
+        served_by(port, &[0, 1, 2]);
+    }
+    all.end();
+}
+
+#[test]
+fn per_worker_killed_workers_under_load_lose_no_more_than_what_they_had_in_hand() {
+    kills_lose_what_was_in_hand("--balance per-worker", serving);
 }
 
 // Words

@@ -1,6 +1,7 @@
 //! What README and docs/ tell people to type is tried: every command line of panzer in a code block is given to panzer
-//! with `--check`, every script is there and can be run (`.ci/run` runs them).
+//! with `--check`, every script is there and can be run (`.ci/run` runs them), and every event's name is explained.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -79,4 +80,45 @@ fn every_script_in_the_documents_can_be_run() {
         found += 1;
     }
     assert!(found >= 2, "the README's two commands are not there");
+}
+
+/// All files of `src`.
+fn sources() -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join("src")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            match path.is_dir() {
+                true => folders.push(path),
+                false => found.push(fs::read_to_string(path).unwrap()),
+            }
+        }
+    }
+    found
+}
+
+/// The texts in quotes.
+fn quoted(code: &str) -> impl Iterator<Item = &str> {
+    code.split('"').skip(1).step_by(2)
+}
+
+#[test]
+fn every_events_name_is_explained_and_no_other() {
+    let mut used: BTreeSet<String> = BTreeSet::new();
+    for code in sources() {
+        // What is said in its own place: the first text of the call is the name.
+        let calls = code.split(".say").skip(1).filter(|call| call.starts_with(['(', '_']));
+        let calls = calls.filter_map(|call| call.split_once('(')?.1.trim_start().strip_prefix("Level::"));
+        used.extend(calls.map(|call| quoted(call).next().unwrap().to_owned()));
+        // What the supervisor reports has a table of its own.
+        let table = code.split_once("pub fn event(").and_then(|(_, rest)| rest.split_once("\n    }\n"));
+        used.extend(table.iter().flat_map(|(table, _)| quoted(table)).map(str::to_owned));
+    }
+    assert!(used.len() > 25 && used.contains("worker_ended") && used.contains("path_not_kept"), "{used:?}");
+    let log = fs::read_to_string(root().join("docs/log.md")).unwrap();
+    let (_, table) = log.split_once("| event | means |").expect("the table of events");
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let names = rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2));
+    let explained: BTreeSet<String> = names.map(str::to_owned).collect();
+    assert_eq!(explained, used, "docs/log.md, and what is said");
 }

@@ -19,6 +19,7 @@ mod servers;
 mod share_lives;
 mod share_ports;
 mod share_unix;
+mod share_users;
 mod stress;
 mod structure;
 mod supervise;

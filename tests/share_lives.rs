@@ -1,47 +1,27 @@
 //! Shared ports while workers die, flood and start; and where there are none.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
-use crate::support::binders::{Binders, addr, as_pid1, binder, stop, ways, word};
-use crate::support::load::{self, Failure, Load, LoadOptions, Mode};
+use crate::support::binders::{AT_ONCE, Binders, addr, as_pid1, binder, is_root, kills_lose_what_was_in_hand, stop, ways, word};
+use crate::support::load::{self, Failure, Load, LoadOptions};
 use crate::support::panzer::{Panzer, Running, binary, shell_status};
-use crate::support::ports::free_port;
+use crate::support::ports::{established, free_port, local};
 use crate::support::random::Random;
-use crate::support::worker::{panzer, sh, text};
+use crate::support::worker::{panzer, sh, text, through_shell};
 use crate::support::{example, holds_for, process, wait_for, wait_until};
 
-/// Options for workers that are replaced at once, however often they die.
-const AT_ONCE: &str = "--ready exec --backoff 0:0";
 /// How long a thing that must not happen is watched for; panzer would else do it after a second.
 const WATCH: Duration = Duration::from_millis(1500);
-
-fn local(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
-}
 
 // Deaths
 
 #[test]
 fn killed_workers_under_load_refuse_no_connection() {
-    for mode in [Mode::Short, Mode::KeepAlive] {
-        let port = free_port();
-        let steps = format!("tcp4 set=reuseaddr:1 bind=127.0.0.1:{port} listen=511 serve sleep");
-        let all = Binders::start(&format!("-n 3 {AT_ONCE}"), &steps);
-        all.wait_all(3, "serve -> ok");
-        let load = Load::start(local(port), LoadOptions { connections: 6, mode, ..LoadOptions::default() });
-        for round in 0..20_u32 {
-            let before = load.count();
-            wait_until("there is load", || load.count() > before + 20);
-            all.running.kill_worker(round % 3);
-        }
-        let report = load.stop();
-        println!("{mode:?}: {report}");
-        assert_eq!((report.refused, report.timed_out, report.other.len()), (0, 0, 0), "{report}");
-        assert!(report.lost() <= 20 * 6, "{report}");
-        all.end();
-    }
+    let steps = |port| format!("tcp4 set=reuseaddr:1 bind=127.0.0.1:{port} listen=511 serve sleep");
+    kills_lose_what_was_in_hand("", steps);
 }
 
 #[test]
@@ -67,14 +47,6 @@ fn connections_wait_while_the_only_worker_is_away() {
         assert_eq!(inodes[0], inodes[1]);
         all.end();
     }
-}
-
-/// How many connections there are at a local port.
-fn established(port: u16) -> usize {
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let local = format!("0100007F:{port:04X}");
-    let fields = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    fields.filter(|fields| fields.get(1) == Some(&local.as_str()) && fields.get(3) == Some(&"01")).count()
 }
 
 #[test]
@@ -154,14 +126,19 @@ fn a_worker_that_floods_panzer_with_binds_does_not_starve_the_others() {
 
 #[test]
 fn a_worker_that_binds_many_ports_leaves_the_others_theirs() {
+    // More than panzer has room for, with as many descriptors as a careless ulimit gives. What it cannot share is the
+    // worker's own; who asks for many gets them.
+    const LIMIT: u16 = 60;
+    const PORTS: u16 = 45;
     let port = free_port();
     let first = 20_000 + free_port() % 10_000;
-    let all = Binders::start_through(Binders::directory(), &sh_limit(), &format!("-n 2 {AT_ONCE}"), |out| {
+    let limited = through_shell(&format!("ulimit -n {LIMIT}"));
+    let all = Binders::start_through(Binders::directory(), &limited, &format!("-n 2 {AT_ONCE}"), |out| {
         let many: Vec<String> =
-            (first..first + 200).map(|port| format!("tcp4 bind=127.7.7.7:{port} listen=1")).collect();
-        let many = binder(out, &format!("{} name sleep", many.join(" "))).join(" ");
+            (first..first + PORTS).map(|port| format!("tcp4 bind=127.7.7.7:{port} listen=1")).collect();
+        let many = binder(out, &format!("{} serve name sleep", many.join(" "))).join(" ");
         let serve = binder(out, &format!("tcp4 bind=127.0.0.1:{port} listen=5 serve sleep")).join(" ");
-        sh(&format!("ulimit -n 1000; if [ $PANZER_WORKER_ID = 0 ]; then exec {many}; else exec {serve}; fi"))
+        sh(&format!("if [ $PANZER_WORKER_ID = 0 ]; then exec {many}; else exec {serve}; fi"))
     });
     all.wait_lines(1, "serve -> ok", 1);
     all.value(0, "name");
@@ -170,14 +147,86 @@ fn a_worker_that_binds_many_ports_leaves_the_others_theirs() {
         all.wait_lines(1, "serve -> ok", round);
     }
     assert_eq!(word(&load::one(&local(port).into()).unwrap(), "worker="), "1");
+    let last = format!("127.7.7.7:{}", first + PORTS - 1);
+    for answering in [format!("127.7.7.7:{first}"), last.clone()] {
+        assert_eq!(word(&load::one(&addr(&answering)).unwrap(), "worker="), "0");
+    }
     let refused: Vec<String> = all.results(0).into_iter().filter(|line| !line.ends_with(" -> ok")).collect();
-    assert_eq!(refused, [format!("name -> 127.7.7.7:{}", first + 199)]);
+    assert_eq!(refused, [format!("name -> {last}")]);
+    let stderr = all.running.stderr();
+    assert_eq!(stderr.matches(&format!("panzer may have only {LIMIT} descriptors")).count(), 1, "{stderr}");
+    // The one that has so many is replaced as well.
+    all.running.kill_worker(0);
+    wait_until("its next life has bound all of them", || all.count(0, &format!("name -> {last}")) == 2);
     all.end();
 }
 
-/// panzer itself may have a hundred descriptors, as few as a careless `ulimit` gives; its workers more.
-fn sh_limit() -> Vec<String> {
-    ["sh", "-c", "ulimit -S -n 100; exec \"$@\"", "sh"].map(str::to_string).to_vec()
+#[test]
+fn panzer_takes_the_descriptors_that_it_may_have_and_gives_workers_what_they_had() {
+    const LIMITS: &str = "ulimit -Sn; ulimit -Hn";
+    let lowered = through_shell("ulimit -S -n 100");
+    for options in ["", "-n 1 --restart never -q", "-n 1 --restart never --share-ports off -q"] {
+        let output = panzer(options, &sh(LIMITS)).wrapper(&lowered).run();
+        assert_eq!(output.stdout, alone_with(&lowered, LIMITS), "{options}: {output:?}");
+    }
+    let running = panzer("-n 2", &["sleep", "100000"]).wrapper(&lowered).start();
+    let workers = running.wait_slots(2);
+    let limits = |pid: u32| {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        line.split_ascii_whitespace().take(2).map(str::to_string).collect::<Vec<_>>()
+    };
+    let own = limits(running.panzer_pid());
+    assert_eq!(own[0], own[1], "panzer has all that it may have");
+    // Of a later life as well.
+    for worker in [workers[&0], running.kill_worker(1)] {
+        assert_eq!(limits(worker), ["100", own[1].as_str()]);
+    }
+    running.ends_with(libc::SIGTERM, 0);
+}
+
+/// What a shell script writes behind a wrapper, without panzer.
+fn alone_with(wrapper: &[String], script: &str) -> String {
+    let output = Command::new(&wrapper[0]).args(&wrapper[1..]).args(sh(script)).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_port_that_a_worker_has_bound_and_closed_again_is_free_for_another_program() {
+    for (way, wrapper) in ways() {
+        for user in if is_root() { &["", "-u 12345"][..] } else { &[""] } {
+            // In the worker itself, in a child that lives on, in one that has ended.
+            for (before, after) in [("", ""), ("fork=1", ""), ("fork=1", "exit=0")] {
+                for balance in ["shared", "per-worker"] {
+                    let port = free_port();
+                    let steps = format!("{before} tcp4 bind=127.0.0.1:{port} close {after} sleep");
+                    let options = format!("-n 1 --restart never --balance {balance} {user}");
+                    let all =
+                        Binders::start_through(Binders::directory(), &wrapper, &options, |out| binder(out, &steps));
+                    all.wait_all(1, "close -> ok");
+                    let is_free = || TcpListener::bind(local(port)).is_ok();
+                    wait_until(&format!("another program has the port ({way}, {user}, {balance})"), is_free);
+                    all.end();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_port_that_a_worker_has_bound_and_kept_stays_its_own() {
+    let port = free_port();
+    let scratch = Binders::directory();
+    let go = scratch.path("go");
+    let steps = format!("tcp4 bind=127.0.0.1:{port} wait={} listen=5 inode serve sleep", text(&go));
+    let all = Binders::start_in(scratch, "-n 2", &steps);
+    all.wait_all(2, &format!("bind=127.0.0.1:{port} -> ok"));
+    holds_for(WATCH, "it is not free", || TcpListener::bind(local(port)).is_err());
+    all.scratch.write("go", "");
+    all.wait_all(2, "serve -> ok");
+    assert_eq!(all.value(0, "inode"), all.value(1, "inode"));
+    all.wait_answers(&local(port).into(), 2);
+    all.end();
 }
 
 #[test]

@@ -7,37 +7,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::binders::{Binders, addr, alone, as_pid1, binder, has_ipv6, is_root, left_out, stop, ways, word};
+use crate::support::binders::{
+    AT_ONCE, Binders, addr, alone, as_pid1, binder, has_ipv6, left_out, same_as_alone, same_in, stop, ways, word,
+};
 use crate::support::load::{self, Failure};
 use crate::support::ports::free_port;
-use crate::support::random::Random;
 use crate::support::worker::{sh, text};
 use crate::support::{process, wait_until};
-
-/// Options for workers that are replaced at once, however often they die.
-const AT_ONCE: &str = "--ready exec --backoff 0:0";
-
-/// Makes sure that these steps give every worker what they give without panzer, whatever panzer is run through.
-#[track_caller]
-fn same_as_alone(workers: u32, steps: &str) {
-    same_in(&ways(), workers, steps);
-}
-
-#[track_caller]
-fn same_in(ways: &[(&str, Vec<String>)], workers: u32, steps: &str) {
-    let expected = alone(steps);
-    for (way, wrapper) in ways {
-        let options = format!("-n {workers}");
-        let all = Binders::start_through(Binders::directory(), wrapper, &options, |out| {
-            binder(out, &format!("{steps} sleep"))
-        });
-        for slot in 0..workers {
-            wait_until(&format!("slot {slot} has done all steps"), || all.results(slot).len() >= expected.len());
-            assert_eq!(all.results(slot), expected, "slot {slot}, {way}");
-        }
-        all.end();
-    }
-}
 
 /// The answer to one request.
 #[track_caller]
@@ -419,6 +395,32 @@ fn where_panzer_can_have_the_apps_socket_any_option_is_the_apps_own() {
 }
 
 #[test]
+fn without_pidfd_getfd_panzers_own_sockets_have_tcp_nodelay_and_no_others() {
+    for (_, wrapper) in ways() {
+        let of_panzers = if wrapper.is_empty() { " nodelay=00000000 " } else { " nodelay=01000000 " };
+        for set in ["", "set=nodelay:0"] {
+            let port = free_port();
+            let steps = format!("tcp4 {set} bind=127.0.0.1:{port} listen=5 options sleep");
+            let all = Binders::start_through(Binders::directory(), &wrapper, "-n 2", |out| binder(out, &steps));
+            for slot in 0..2 {
+                all.value(slot, "options");
+                let options = all.raw_lines(slot).pop().unwrap();
+                assert!(options.contains(of_panzers), "{options}");
+            }
+            all.end();
+        }
+    }
+    // A path has no such option.
+    for (_, wrapper) in ways() {
+        let scratch = Binders::directory();
+        let steps = format!("unix bind={} listen=5 options sleep", scratch.path("x.sock").display());
+        let all = Binders::start_through(scratch, &wrapper, "-n 1", |out| binder(out, &steps));
+        assert!(!all.value(0, "options").contains(" nodelay=0"));
+        all.end();
+    }
+}
+
+#[test]
 fn a_later_life_finds_the_options_too() {
     for (_, wrapper) in ways() {
         let port = free_port();
@@ -478,85 +480,7 @@ fn a_workers_small_backlog_does_not_cut_the_queue() {
     }
 }
 
-// Who binds
-
-/// A port below those that everybody may bind, free on 127.0.0.1; None where there are none.
-fn privileged_port() -> Option<u16> {
-    let limit = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").ok()?;
-    let limit: u16 = limit.trim().parse().ok()?;
-    let mut random = Random::new();
-    let mut tries = (0..50).map(|_| 600 + u16::try_from(random.below(400)).unwrap());
-    if limit < 1000 {
-        return None;
-    }
-    if !is_root() {
-        return Some(1000);
-    }
-    tries.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-}
-
-#[test]
-fn an_ordinary_user_gets_no_privileged_port() {
-    let Some(port) = privileged_port() else {
-        return left_out("privileged ports: this machine has none");
-    };
-    if !is_root() {
-        return same_as_alone(2, &format!("tcp4 bind=127.0.0.1:{port} name"));
-    }
-    for (way, wrapper) in ways() {
-        let steps = format!("tcp4 bind=127.0.0.1:{port} name sleep");
-        let options = "-n 2 -u 12345";
-        let all = Binders::start_through(Binders::directory(), &wrapper, options, |out| binder(out, &steps));
-        for slot in 0..2 {
-            assert_eq!(all.value(slot, &format!("bind=127.0.0.1:{port}")), "EACCES", "{way}");
-            assert_eq!(all.value(slot, "name"), "0.0.0.0:0");
-        }
-        all.end();
-    }
-}
-
-#[test]
-fn a_worker_that_gave_up_root_does_not_get_what_another_bound_as_root() {
-    let Some(port) = privileged_port().filter(|_| is_root()) else {
-        return left_out("a worker that gives up root: only root can");
-    };
-    for (way, wrapper) in ways() {
-        let all = Binders::start_through(Binders::directory(), &wrapper, "-n 2", |out| {
-            let bind = format!("tcp4 set=reuseaddr:1 bind=127.0.0.1:{port} name listen=5 serve sleep");
-            let first = binder(out, &bind).join(" ");
-            let second = binder(out, &format!("wait={out}/go setuid=12345 {bind}")).join(" ");
-            sh(&format!("if [ $PANZER_WORKER_ID = 0 ]; then exec {first}; else exec {second}; fi"))
-        });
-        all.wait_lines(0, "serve -> ok", 1);
-        all.scratch.write("reports/go", "");
-        assert_eq!(all.value(1, &format!("bind=127.0.0.1:{port}")), "EACCES", "{way}");
-        all.wait_lines(1, "name -> 0.0.0.0:0", 1);
-        assert_eq!(word(&ask(&format!("127.0.0.1:{port}")), "worker="), "0");
-        all.end();
-    }
-}
-
-#[test]
-fn workers_of_another_user_share_their_port() {
-    if !is_root() {
-        return left_out("workers of another user: only root may start them");
-    }
-    for (way, wrapper) in ways() {
-        let port = free_port();
-        let steps = format!("tcp4 set=sndbuf:65536 bind=127.0.0.1:{port} listen=5 options serve");
-        let expected = alone(&steps).into_iter().find(|line| line.starts_with("options")).unwrap();
-        let options = "-n 3 -u 12345";
-        let all = Binders::start_through(Binders::directory(), &wrapper, options, |out| {
-            binder(out, &format!("{steps} sleep"))
-        });
-        all.wait_all(3, "serve -> ok");
-        all.wait_answers(&addr(&format!("127.0.0.1:{port}")), 3);
-        for slot in 0..3 {
-            assert_eq!(format!("options -> {}", all.value(slot, "options")), expected, "{way}");
-        }
-        all.end();
-    }
-}
+// Which process binds
 
 #[test]
 fn a_declared_address_is_given_to_the_worker_that_binds_it() {
@@ -573,22 +497,6 @@ fn a_declared_address_is_given_to_the_worker_that_binds_it() {
             assert_eq!(inodes[0], inodes[1], "{way}: it is the same socket");
         }
         all.wait_answers(&addr(&format!("127.0.0.1:{port}")), 3);
-        all.end();
-    }
-}
-
-#[test]
-fn a_declared_privileged_port_is_given_to_a_worker_of_another_user() {
-    let Some(port) = privileged_port().filter(|_| is_root()) else {
-        return left_out("a privileged port for another user: only root can declare it");
-    };
-    for (_, wrapper) in ways() {
-        let steps = format!("tcp4 bind=127.0.0.1:{port} listen=5 serve tcp4 bind=127.0.0.2:{port} sleep");
-        let options = format!("-n 2 -u 12345 -l 127.0.0.1:{port}");
-        let all = Binders::start_through(Binders::directory(), &wrapper, &options, |out| binder(out, &steps));
-        all.wait_all(2, "serve -> ok");
-        all.wait_answers(&addr(&format!("127.0.0.1:{port}")), 2);
-        all.wait_all(2, &format!("bind=127.0.0.2:{port} -> EACCES"));
         all.end();
     }
 }
@@ -625,25 +533,6 @@ fn a_server_behind_a_shell_shares_its_port() {
         });
         all.wait_all(3, "serve -> ok");
         all.wait_answers(&addr(&format!("127.0.0.1:{port}")), 3);
-        all.end();
-    }
-}
-
-#[test]
-fn a_worker_in_a_user_namespace_shares_its_port() {
-    if alone("unshare=user") != ["unshare=user -> ok"] {
-        return left_out("a user namespace: this user may make none");
-    }
-    for (way, wrapper) in ways() {
-        let port = free_port();
-        let steps = format!("unshare=user tcp4+nonblock bind=127.0.0.1:{port} listen=5 options name serve sleep");
-        let all = Binders::start_through(Binders::directory(), &wrapper, "-n 3", |out| binder(out, &steps));
-        all.wait_all(3, "serve -> ok");
-        all.wait_answers(&addr(&format!("127.0.0.1:{port}")), 3);
-        for slot in 0..3 {
-            assert_eq!(all.value(slot, "name"), format!("127.0.0.1:{port}"), "{way}");
-            assert_eq!(all.value(slot, "options"), all.value(0, "options"), "{way}");
-        }
         all.end();
     }
 }

@@ -10,14 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use crate::support::binders::{Binders, alone, binder, is_root, left_out, stop, ways, word};
+use crate::support::binders::{AT_ONCE, Binders, alone, binder, is_root, left_out, stop, ways, word};
 use crate::support::load::{self, Addr, Failure};
 use crate::support::random::Random;
 use crate::support::scratch::Scratch;
 use crate::support::worker::{sh, text};
 use crate::support::{process, wait_for, wait_until};
-
-const AT_ONCE: &str = "--ready exec --backoff 0:0";
 
 /// A directory for the reports, and the path of a socket in it.
 fn place() -> (Scratch, PathBuf) {
@@ -201,6 +199,86 @@ fn workers_that_die_at_any_moment_of_their_binds_leave_the_path_in_order() {
     wait_until("a request is answered", || ask(&path).is_ok());
     all.end();
     assert_eq!(names(&all.scratch), BTreeSet::new());
+}
+
+#[test]
+fn a_path_that_a_worker_has_shut_down_is_bound_anew_by_the_next_life() {
+    for others in [0_u32, 1] {
+        let (scratch, path) = place();
+        let go = text(scratch.path("go"));
+        let all = Binders::start_through(scratch, &[], &format!("-n {} {AT_ONCE}", others + 1), |out| {
+            let stays = binder(out, &serving(&path)).join(" ");
+            let steps = serving(&path).replace("sleep", &format!("wait={go} shutdown exit=0"));
+            let shuts = binder(out, &steps).join(" ");
+            sh(&format!("if [ $PANZER_WORKER_ID = 0 ]; then rm -f {go}; exec {shuts}; else exec {stays}; fi"))
+        });
+        all.wait_all(others + 1, "serve -> ok");
+        ask(&path).unwrap();
+        for life in 2..6 {
+            all.scratch.write("go", "");
+            all.wait_lines(0, "serve -> ok", life);
+            // Whoever has the old one still has it, and nobody comes there any more.
+            assert_eq!(word(&ask(&path).unwrap(), "worker="), "0");
+            let inodes = all.values(0, "inode", life);
+            assert_ne!(inodes[life - 1], inodes[life - 2], "a new socket");
+            let said = format!("panzer: a worker has shut unix://{} down for all; ", path.display());
+            assert_eq!(all.running.stderr().matches(&said).count(), life - 1, "one line for each");
+        }
+        for slot in 1..=others {
+            all.running.kill_worker(slot);
+            all.wait_lines(slot, "serve -> ok", 2);
+            assert_eq!(all.values(slot, "inode", 2)[1], all.values(0, "inode", 5)[4]);
+        }
+        all.wait_answers(&Addr::Unix(path), usize::try_from(others).unwrap() + 1);
+        all.end();
+        assert_eq!(names(&all.scratch), BTreeSet::new());
+    }
+}
+
+#[test]
+fn a_path_that_is_bound_under_another_name_and_renamed_is_the_last_ones_and_no_other_name_comes_back() {
+    for (way, wrapper) in ways() {
+        let (scratch, path) = place();
+        let directory = text(scratch.directory());
+        let all = Binders::start_through(scratch, &wrapper, &format!("-n 3 {AT_ONCE}"), |out| {
+            let own = format!("{directory}/x.$PANZER_WORKER_ID");
+            let steps = format!(
+                "wait={directory}/go.$PANZER_WORKER_ID unlink={own} unix bind={own} listen=5 rename={own}:{directory}/x.sock serve sleep"
+            );
+            sh(&format!("exec {}", binder(out, &steps).join(" ")))
+        });
+        // A name in plain sight is the path's; panzer's own are hidden.
+        let seen = |all: &Binders| {
+            let names = names(&all.scratch).into_iter();
+            names.filter(|name| !name.starts_with('.') && !name.starts_with("go.")).collect::<BTreeSet<String>>()
+        };
+        let the_path = BTreeSet::from(["x.sock".to_string()]);
+        let check = |all: &Binders, slot: u32| {
+            assert_eq!(word(&ask(&path).unwrap(), "worker="), slot.to_string(), "{way}");
+            let file = inode(&path);
+            crate::support::holds_for(std::time::Duration::from_millis(300), "the path alone is there", || {
+                seen(all) == the_path && inode(&path) == file
+            });
+        };
+        for slot in [1, 0, 2] {
+            all.scratch.write(&format!("go.{slot}"), "");
+            all.wait_lines(slot, "serve -> ok", 1);
+            check(&all, slot);
+        }
+        // Each later life does the same, and nothing of it fails, whoever had the path.
+        for (life, slot) in [(2, 2), (2, 0), (3, 0), (2, 1)] {
+            all.running.kill_worker(slot);
+            all.wait_lines(slot, "serve -> ok", life);
+            check(&all, slot);
+        }
+        for slot in 0..3 {
+            let failed: Vec<String> = all.results(slot).into_iter().filter(|line| !line.ends_with(" -> ok")).collect();
+            assert!(failed.iter().all(|line| line.starts_with("unlink=")), "{failed:?}");
+        }
+        all.end();
+        let left: BTreeSet<String> = names(&all.scratch).into_iter().filter(|name| !name.starts_with("go.")).collect();
+        assert!(left.is_subset(&the_path), "{way}: {left:?}");
+    }
 }
 
 // What the path is like

@@ -8,11 +8,15 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use super::load::{self, Addr, Failure};
+use super::load::{self, Addr, Failure, Load, LoadOptions, Mode};
 use super::panzer::Running;
+use super::ports::{free_port, local};
 use super::scratch::Scratch;
 use super::worker::{panzer, text};
 use super::{example, process, wait_for, wait_until};
+
+/// Options for workers that are replaced at once, however often they die.
+pub(crate) const AT_ONCE: &str = "--ready exec --backoff 0:0";
 
 /// Says plainly what a run leaves out.
 pub(crate) fn left_out(what: &str) {
@@ -60,6 +64,52 @@ pub(crate) fn ways() -> Vec<(&'static str, Vec<String>)> {
         without_getfd.splice(..0, ["setpriv", "--bounding-set=-sys_ptrace"].map(str::to_string));
     }
     vec![("as it is", Vec::new()), ("without pidfd_getfd", without_getfd)]
+}
+
+/// Makes sure that these steps give every worker what they give without panzer, whatever panzer is run through.
+#[track_caller]
+pub(crate) fn same_as_alone(workers: u32, steps: &str) {
+    same_in(&ways(), workers, steps);
+}
+
+/// The same for these ways of running it.
+#[track_caller]
+pub(crate) fn same_in(ways: &[(&str, Vec<String>)], workers: u32, steps: &str) {
+    let expected = alone(steps);
+    for (way, wrapper) in ways {
+        let options = format!("-n {workers}");
+        let all = Binders::start_through(Binders::directory(), wrapper, &options, |out| {
+            binder(out, &format!("{steps} sleep"))
+        });
+        for slot in 0..workers {
+            wait_until(&format!("slot {slot} has done all steps"), || all.results(slot).len() >= expected.len());
+            assert_eq!(all.results(slot), expected, "slot {slot}, {way}");
+        }
+        all.end();
+    }
+}
+
+/// Kills twenty of three workers that do these steps with a port, under load: what may be lost is what they had in hand.
+#[track_caller]
+pub(crate) fn kills_lose_what_was_in_hand(options: &str, steps: impl Fn(u16) -> String) {
+    const KILLS: u32 = 20;
+    const LOOPS: usize = 6;
+    for mode in [Mode::Short, Mode::KeepAlive] {
+        let port = free_port();
+        let all = Binders::start(&format!("-n 3 {AT_ONCE} {options}"), &steps(port));
+        all.wait_all(3, "serve -> ok");
+        let load = Load::start(local(port), LoadOptions { connections: LOOPS, mode, ..LoadOptions::default() });
+        for round in 0..KILLS {
+            let before = load.count();
+            wait_until("there is load", || load.count() > before + 20);
+            all.running.kill_worker(round % 3);
+        }
+        let report = load.stop();
+        println!("{mode:?}: {report}");
+        assert_eq!((report.refused, report.timed_out, report.other.len()), (0, 0, 0), "{report}");
+        assert!(report.lost() <= u64::from(KILLS) * LOOPS as u64, "{report}");
+        all.end();
+    }
 }
 
 /// Stops all threads of a process.
@@ -137,16 +187,21 @@ impl Binders {
         self.scratch.path("reports").join(slot.to_string())
     }
 
-    /// The lines that a slot has written so far.
-    pub(crate) fn lines(&self, slot: u32) -> Vec<String> {
+    /// The lines that a slot has written so far, as they are.
+    pub(crate) fn raw_lines(&self, slot: u32) -> Vec<String> {
         let text = fs::read_to_string(self.report(slot)).unwrap_or_default();
         // A line without its end is still being written.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let as_the_app = |line: &str| match self.sets_nodelay {
+        whole.lines().map(str::to_string).collect()
+    }
+
+    /// The lines that a slot has written so far, with the options as the app has them.
+    pub(crate) fn lines(&self, slot: u32) -> Vec<String> {
+        let as_the_app = |line: String| match self.sets_nodelay {
             true => line.replace(" nodelay=01000000", " nodelay=00000000"),
-            false => line.to_string(),
+            false => line,
         };
-        whole.lines().map(as_the_app).collect()
+        self.raw_lines(slot).into_iter().map(as_the_app).collect()
     }
 
     /// The results of a slot, without the numbers of its processes.
@@ -208,6 +263,15 @@ impl Binders {
             answered.len() == workers
         });
         sockets
+    }
+
+    /// Waits until panzer has done all that followed from what it has said so far: it takes up a signal after that.
+    #[track_caller]
+    pub(crate) fn settle(&self) {
+        const SAYS: &str = "panzer: cannot reload on SIGHUP";
+        let before = self.running.stderr().matches(SAYS).count();
+        self.running.signal(libc::SIGHUP);
+        self.running.wait_lines(SAYS, before + 1);
     }
 
     /// Ends panzer with TERM, which must give the status 0.

@@ -1,7 +1,7 @@
-//! Ports for programs that want to be told a number, as servers do.
+//! Ports for programs that want to be told a number, as servers do, and what the kernel says about them.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// A port that nobody has, and that the kernel gives to nobody who asks for just any.
@@ -28,4 +28,33 @@ pub(crate) fn free_port() -> u16 {
 /// Whether nothing listens there; a machine without IPv6 has nothing that listens on it.
 fn is_free(host: &str, port: u16) -> bool {
     TcpListener::bind(format!("{host}:{port}")).is_ok() || TcpListener::bind(format!("{host}:0")).is_err()
+}
+
+/// A port on 127.0.0.1.
+pub(crate) fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// How many connections there are at a port of 127.0.0.1, on the side that was connected to.
+pub(crate) fn established(port: u16) -> usize {
+    queues_at(port, "01").len()
+}
+
+/// How many connections wait at the listeners of a port of 127.0.0.1.
+pub(crate) fn queued(port: u16) -> usize {
+    queues_at(port, "0A").iter().sum()
+}
+
+/// What waits to be received at each of the sockets of a port of 127.0.0.1 that are in this state: `01` connected, `0A`
+/// listening.
+fn queues_at(port: u16, state: &str) -> Vec<usize> {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let at = format!("0100007F:{port:04X}");
+    let queue = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (_, queue) = fields.get(4)?.split_once(':')?;
+        let is_wanted = fields.get(1) == Some(&at.as_str()) && fields.get(3) == Some(&state);
+        is_wanted.then(|| usize::from_str_radix(queue, 16).unwrap())
+    };
+    table.lines().filter_map(queue).collect()
 }

@@ -80,8 +80,12 @@ impl KeptName {
     /// Puts the path back where it is gone. Where there is a link besides the hidden one, the server has renamed it, as
     /// some do with a temporary name.
     pub(super) fn restore(&self) -> Result<(), Errno> {
-        let links = rustix::fs::lstat(&self.hidden).map_or(0, |hidden| hidden.st_nlink);
-        if file_at(&self.path).is_some() || links > 1 {
+        let hidden = rustix::fs::lstat(&self.hidden)?;
+        if (hidden.st_dev, hidden.st_ino) != self.file {
+            // Somebody has put something else there, which is not to be had under this path.
+            return Err(Errno::STALE);
+        }
+        if file_at(&self.path).is_some() || hidden.st_nlink > 1 {
             return Ok(());
         }
         let link = || match rustix::fs::linkat(CWD, &self.hidden, CWD, &self.path, AtFlags::empty()) {
