@@ -267,7 +267,10 @@ fn per_worker_connections_are_spread_evenly() {
 #[test]
 fn per_worker_datagrams_are_spread_too_and_each_client_keeps_its_worker() {
     let port = free_port();
-    let all = Binders::start(&format!("-n 4 --balance per-worker {AT_ONCE} -l udp://127.0.0.1:{port}"), "fd=3 inode serve sleep");
+    let all = Binders::start(
+        &format!("-n 4 --balance per-worker {AT_ONCE} -l udp://127.0.0.1:{port}"),
+        "fd=3 inode serve sleep",
+    );
     all.wait_all(4, "serve -> ok");
     let inodes: BTreeSet<String> = (0..4).map(|slot| all.value(slot, "inode")).collect();
     assert_eq!(inodes.len(), 4);

@@ -12,8 +12,8 @@ use crate::support::binders::{
 };
 use crate::support::load::{self, Failure};
 use crate::support::ports::free_port;
+use crate::support::process;
 use crate::support::worker::{sh, text};
-use crate::support::{process, wait_until};
 
 /// The answer to one request.
 #[track_caller]

@@ -154,7 +154,11 @@ fn a_worker_of_root_in_a_user_namespace_gets_no_privileged_port_of_another() {
 
 #[test]
 fn who_asks_for_the_peer_of_a_path_sees_the_workers_user() {
-    let users = if is_root() { vec![("", 0, 0), ("-u 12345", 12345, 12345), ("-u 12345:54321", 12345, 54321)] } else { vec![("", own_user().0, own_user().1)] };
+    let users = if is_root() {
+        vec![("", 0, 0), ("-u 12345", 12345, 12345), ("-u 12345:54321", 12345, 54321)]
+    } else {
+        vec![("", own_user().0, own_user().1)]
+    };
     for (option, uid, gid) in users {
         for (way, wrapper) in ways() {
             let scratch = Binders::directory();

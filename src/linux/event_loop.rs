@@ -251,7 +251,7 @@ impl Running {
         }
         let Prepared { ports, log, .. } = &mut self.prepared;
         if let Some(ports) = ports.as_mut().filter(|ports| ports.next_deadline().is_some_and(|at| at <= now)) {
-            ports.clear(now, log);
+            ports.catch_up(now, log);
         }
         let is_due = self.prepared.decider.next_deadline().is_some_and(|at| at <= now);
         if is_due {

@@ -514,6 +514,41 @@ pub(super) fn answer_notification(filter: BorrowedFd<'_>, id: u64, answer: Answe
     result_of(unsafe { libc::ioctl(filter.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw const response) })
 }
 
+/// Puts `socket` into somebody else's epoll set as if it were descriptor `number` here: the kernel knows a member by its
+/// file and its number, and its owner will name it by that one.
+pub(super) fn add_to_epoll_as(
+    epoll: BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
+    number: RawFd,
+    events: u32,
+    data: u64,
+) -> io::Result<()> {
+    // Whatever numbers these have, now they are others.
+    let epoll = rustix::io::fcntl_dupfd_cloexec(epoll, number + 1)?;
+    let socket = rustix::io::fcntl_dupfd_cloexec(socket, number + 1)?;
+    // SAFETY: F_GETFD reads a flag of whatever descriptor there is.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    // SAFETY: F_DUPFD_CLOEXEC copies whatever descriptor there is.
+    let saved = owned_descriptor(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, number + 1) }.into());
+    if flags != -1 && saved.is_err() {
+        return saved.map(drop);
+    }
+    // SAFETY: panzer has one thread, so nobody uses `number` meanwhile; what it was is kept in `saved`.
+    let taken = unsafe { libc::dup3(socket.as_raw_fd(), number, libc::O_CLOEXEC) };
+    let mut event = libc::epoll_event { events, u64: data };
+    // SAFETY: the kernel reads the event, and both descriptors are open.
+    let added = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, number, &raw mut event) };
+    let added = if taken == -1 { Err(io::Error::last_os_error()) } else { result_of(added) };
+    let close_on_exec = if flags == 0 { 0 } else { libc::O_CLOEXEC };
+    match saved {
+        // SAFETY: this gives the number back to what it was.
+        Ok(saved) => drop(unsafe { libc::dup3(saved.as_raw_fd(), number, close_on_exec) }),
+        // SAFETY: it was closed before, and is what was made of it just now.
+        Err(_) => drop(unsafe { libc::close(number) }),
+    }
+    added
+}
+
 /// What socket option `name` of `level` is, as bytes; `None`: the socket has no such option.
 pub(super) fn socket_option(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> Option<[u8; SOCKET_OPTION_LENGTH]> {
     let mut value = [0; SOCKET_OPTION_LENGTH];

@@ -11,9 +11,10 @@ use rustix::io::Errno;
 use rustix::net::getsockname;
 use rustix::process::{Resource, getrlimit};
 
-use super::caller::{Caller, CallersSocket, Memory, Wanted, file_at, inode};
+use super::caller::{Caller, CallersSocket, Memory, Registration, Wanted, inode};
 use super::filter::Call;
-use super::options::Options;
+use super::names::Place;
+use super::options::{Options, SO_BINDTOIFINDEX};
 use super::shared::{Address, FirstBind, SharedListener, new_socket};
 use super::{CONNECTED, Ports, UNLISTENED, plain, until_shut_down};
 use crate::error::cause;
@@ -21,6 +22,9 @@ use crate::linux::log::Log;
 use crate::linux::sys::{self, Answer, Notification};
 use crate::supervisor::report::Level;
 use crate::supervisor::{Event, WorkerId};
+
+/// How long a bind waits for the first one of its address to become a listener, or something else.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// For how many sockets of a worker the options are remembered until it binds them.
 const SOCKETS_REMEMBERED: usize = 64;
@@ -37,6 +41,16 @@ struct Request<'a> {
     worker: WorkerId,
     notification: Notification,
     now: Duration,
+    /// It has waited for long enough.
+    is_last_try: bool,
+}
+
+/// A bind that waits until it is known what became of the first one of its address.
+pub(super) struct Waiting {
+    filter: Rc<OwnedFd>,
+    worker: WorkerId,
+    notification: Notification,
+    pub(super) until: Duration,
 }
 
 impl Request<'_> {
@@ -54,6 +68,16 @@ enum PassOn {
     CannotTell(Errno),
     /// panzer has too few descriptors left for another listener.
     NoRoom,
+    /// The socket is in an epoll set, from which panzer cannot take over.
+    InEpoll,
+}
+
+/// What becomes of a request.
+enum Decision {
+    /// This is the answer, and this is what the supervisor wants to know.
+    Answer(Answer, Option<Event>),
+    /// It is too early to say.
+    Wait,
 }
 
 impl From<Errno> for PassOn {
@@ -83,25 +107,46 @@ impl Ports {
         let filter = self.filters.iter().find(|known| known.descriptor.as_raw_fd() == filter)?;
         let (worker, filter) = (filter.worker, Rc::clone(&filter.descriptor));
         let notification = sys::receive_notification(filter.as_fd()).ok()?;
-        let request = Request { filter: filter.as_fd(), worker, notification, now };
-        let (answer, event) = self.decide(&request, log).unwrap_or_else(|why| {
-            self.say_passed_on(worker, &why, log);
-            (Answer::PassOn, None)
-        });
+        self.answer_or_wait(Waiting { filter, worker, notification, until: now + LONGEST_WAIT }, now, log)
+    }
+
+    /// Answers what has waited, where that can be done by now.
+    pub(super) fn answer_waiting(&mut self, now: Duration, log: &mut Log) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            // Only binds wait, and these tell the supervisor nothing.
+            self.answer_or_wait(waiting, now, log);
+        }
+    }
+
+    fn answer_or_wait(&mut self, waiting: Waiting, now: Duration, log: &mut Log) -> Option<Event> {
+        let Waiting { worker, notification, until, .. } = waiting;
+        let filter = Rc::clone(&waiting.filter);
+        let request = Request { filter: filter.as_fd(), worker, notification, now, is_last_try: until <= now };
+        let (answer, event) = match self.decide(&request, log) {
+            Ok(Decision::Answer(answer, event)) => (answer, event),
+            Ok(Decision::Wait) => {
+                self.waiting.push(waiting);
+                return None;
+            }
+            Err(why) => {
+                self.say_passed_on(worker, &why, log);
+                (Answer::PassOn, None)
+            }
+        };
         let _ = sys::answer_notification(filter.as_fd(), notification.id, answer);
         event
     }
 
-    fn decide(&mut self, request: &Request<'_>, log: &mut Log) -> Result<(Answer, Option<Event>), PassOn> {
+    fn decide(&mut self, request: &Request<'_>, log: &mut Log) -> Result<Decision, PassOn> {
         match Call::of(&request.notification).ok_or(PassOn::NotOurs)? {
-            Call::Bind(descriptor, address_at, length) => {
-                self.bind(request, descriptor, (address_at, length), log).map(|answer| (answer, None))
-            }
+            Call::Bind(descriptor, address_at, length) => self.bind(request, descriptor, (address_at, length), log),
             Call::Listen(descriptor, backlog) => self.listen(request, descriptor, backlog, log),
-            Call::Unlink(directory, path_at) => self.unlink(request, directory, path_at).map(|answer| (answer, None)),
+            Call::Unlink(directory, path_at) => {
+                self.unlink(request, directory, path_at).map(|answer| Decision::Answer(answer, None))
+            }
             Call::SetOption(descriptor, level, name, value_at) => {
                 self.remember(request, descriptor, (level, name), value_at)?;
-                Ok((Answer::PassOn, None))
+                Ok(Decision::Answer(Answer::PassOn, None))
             }
         }
     }
@@ -114,6 +159,10 @@ impl Ports {
             PassOn::NoRoom => {
                 let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
                 (&mut self.said_no_room, format!("panzer may have only {limit} descriptors (ulimit -n)"))
+            }
+            PassOn::InEpoll => {
+                let words = "its socket is in an epoll set already, which takes CAP_SYS_PTRACE to change";
+                (&mut self.said_in_epoll, words.to_owned())
             }
         };
         if !std::mem::replace(said, true) {
@@ -128,7 +177,7 @@ impl Ports {
         descriptor: RawFd,
         (address_at, length): (u64, usize),
         log: &mut Log,
-    ) -> Result<Answer, PassOn> {
+    ) -> Result<Decision, PassOn> {
         // Programs that bind often bind port 0: there is no need to ask who they are.
         let thread = request.notification.thread;
         if Memory::open(thread).and_then(|memory| memory.address(address_at, length)) == Ok(None) {
@@ -147,28 +196,40 @@ impl Ports {
         };
         let known = match self.shared.iter().position(|shared| shared.address == address) {
             // A signal has made the caller begin anew.
-            Some(index) if self.is_socket_of(index, socket.inode) => return Ok(Answer::Done),
+            Some(index) if self.is_socket_of(index, socket.inode) => return Ok(Decision::Answer(Answer::Done, None)),
             Some(index) if self.is_no_listener(index) => {
                 self.forget(index);
                 None
             }
+            Some(index) if !request.is_last_try && self.may_be_no_listener(index, request.worker) => {
+                return Ok(Decision::Wait);
+            }
             known => known,
         };
         let (taken, options) = self.options_of(request, &caller, descriptor, &socket);
-        if taken.as_ref().is_some_and(is_bound) {
+        let is_of_a_device = !self.settings.takes_sockets && options.names_a_device();
+        if is_of_a_device || taken.as_ref().is_some_and(is_bound) {
             return Err(PassOn::NotOurs);
         }
         let binding = Binding { request, caller: &caller, descriptor, socket: &socket, options: &options };
-        match known {
-            Some(index) => self.give(index, &binding),
+        let answer = match known {
+            Some(index) => self.give(index, &binding)?,
             None => {
                 let queues = self.settings.queues_per_port;
                 let (options, socket) = (&options, &socket);
                 let first =
                     FirstBind { caller: &caller, socket, taken, options, wanted: &wanted, address: &address, queues };
-                self.bind_first(&binding, &first, log)
+                self.bind_first(&binding, &first, log)?
             }
-        }
+        };
+        Ok(Decision::Answer(answer, None))
+    }
+
+    /// Whether another life has bound it and may be about to connect from it, as with a fixed port of one's own: two must
+    /// not have one connection.
+    fn may_be_no_listener(&self, index: usize, worker: WorkerId) -> bool {
+        let is_just_bound = |shared: &SharedListener| shared.backlog.is_none() && !shared.holders.contains(&worker);
+        self.shared.get(index).is_some_and(is_just_bound)
     }
 
     fn is_socket_of(&self, index: usize, inode: u64) -> bool {
@@ -205,7 +266,11 @@ impl Ports {
             return Err(PassOn::NoRoom);
         }
         let (request, caller) = (binding.request, binding.caller);
-        let (sockets, name) = match caller.act(|| first.bind())? {
+        let mut bound = caller.act(|| first.bind())?;
+        if matches!(bound, Err(Errno::ADDRINUSE)) && self.let_go_of_port(first.address) {
+            bound = caller.act(|| first.bind())?;
+        }
+        let (sockets, name) = match bound {
             Ok(bound) => bound,
             // That is panzer's own shortage: bind(2) does not know it.
             Err(error @ (Errno::MFILE | Errno::NFILE)) => return Err(error.into()),
@@ -219,7 +284,8 @@ impl Ports {
         shared.look_at = Some(request.now + UNLISTENED);
         let own = shared.socket_of(request.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
         if !shared.has(binding.socket.inode) {
-            hand_over(binding, &own)?;
+            hand_over(request, caller, binding.descriptor, binding.socket, &own, self.settings.takes_sockets)?;
+            self.note_replaced(request, binding.socket.inode, first.address);
         }
         if let Some(name) = name {
             self.keep_name(&mut shared, name, log);
@@ -229,6 +295,25 @@ impl Ports {
         }
         self.shared.push(shared);
         Ok(Answer::Done)
+    }
+
+    /// Lets go of listeners of the same port that nobody has open any more: a program may try one address, close it and
+    /// bind another. True where there was one.
+    fn let_go_of_port(&mut self, address: &Address) -> bool {
+        let Address::Internet(wanted) = address else { return false };
+        let count = self.shared.len();
+        for index in (0..count).rev() {
+            let is_unused = self.shared.get(index).is_some_and(|shared| match shared.address {
+                Address::Internet(other) => {
+                    !shared.declared && other.port() == wanted.port() && !shared.is_open_somewhere()
+                }
+                Address::Path(_) => false,
+            });
+            if is_unused {
+                self.forget(index);
+            }
+        }
+        self.shared.len() < count
     }
 
     /// Whether another address leaves panzer the descriptors that it needs.
@@ -252,9 +337,9 @@ impl Ports {
             let leads_elsewhere = match &shared.name {
                 Some(name) => {
                     name.restore()?;
-                    name.is_taken()
+                    matches!(name.place(), Place::Renamed | Place::Taken)
                 }
-                None => file_at(path).is_none(),
+                None => !path.exists(),
             };
             if leads_elsewhere {
                 return Err(PassOn::NotOurs);
@@ -265,11 +350,14 @@ impl Ports {
             return Err(PassOn::NotOurs);
         }
         binding.options.apply_to_bound(own.as_fd());
-        hand_over(binding, &own)?;
+        let (request, takes_sockets) = (binding.request, self.settings.takes_sockets);
+        hand_over(request, caller, binding.descriptor, binding.socket, &own, takes_sockets)?;
         shared.is_held_by(worker);
         if shared.backlog.is_some() {
             shared.look_at = None;
         }
+        let address = shared.address.clone();
+        self.note_replaced(request, binding.socket.inode, &address);
         Ok(Answer::Done)
     }
 
@@ -279,18 +367,25 @@ impl Ports {
         descriptor: RawFd,
         backlog: i32,
         log: &mut Log,
-    ) -> Result<(Answer, Option<Event>), PassOn> {
+    ) -> Result<Decision, PassOn> {
         let caller = Caller::new(request.notification.thread)?;
         let socket = caller.socket(descriptor)?.ok_or(PassOn::NotOurs)?;
         if !request.is_valid() {
             return Err(PassOn::NotOurs);
         }
+        let replaced = self.address_of_replaced(request, socket.inode);
         let Self { shared, settings, rotation, epoll, .. } = self;
-        let shared = shared.iter_mut().find(|shared| shared.has(socket.inode)).ok_or(PassOn::NotOurs)?;
+        let is_it =
+            |shared: &&mut SharedListener| shared.has(socket.inode) || replaced.as_ref() == Some(&shared.address);
+        let shared = shared.iter_mut().find(is_it).ok_or(PassOn::NotOurs)?;
+        if !shared.has(socket.inode) {
+            let own = shared.socket_of(request.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
+            hand_over(request, &caller, descriptor, &socket, &own, settings.takes_sockets)?;
+        }
         let least = i32::try_from(settings.backlog).unwrap_or(i32::MAX);
         let begins = match shared.listen(&caller, backlog.max(least)) {
             Ok(begins) => begins,
-            Err(error) => return Ok((Answer::Failed(error.raw_os_error()), None)),
+            Err(error) => return Ok(Decision::Answer(Answer::Failed(error.raw_os_error()), None)),
         };
         shared.is_held_by(request.worker);
         shared.look_at = None;
@@ -301,12 +396,12 @@ impl Ports {
         if shared.is_listened_to_by(request.worker.slot) {
             shared.steer(rotation, epoll, log);
         }
-        Ok((Answer::Done, Some(Event::Listening(request.worker))))
+        Ok(Decision::Answer(Answer::Done, Some(Event::Listening(request.worker))))
     }
 
     /// A path that is kept is not removed: there would be no socket for a moment. Whoever wants to bind it next, or ends
     /// and cleans up, finds that it could.
-    fn unlink(&self, request: &Request<'_>, directory: RawFd, path_at: u64) -> Result<Answer, PassOn> {
+    fn unlink(&mut self, request: &Request<'_>, directory: RawFd, path_at: u64) -> Result<Answer, PassOn> {
         // Most files are others: there is no need to ask who removes them.
         let thread = request.notification.thread;
         if Memory::open(thread).and_then(|memory| memory.path(path_at)).is_ok_and(|typed| !self.keeps_name_of(&typed)) {
@@ -318,10 +413,21 @@ impl Ports {
             return Err(PassOn::NotOurs);
         }
         let address = Address::Path(caller.resolve(directory, &typed).map_err(|_| PassOn::NotOurs)?);
-        let shared =
-            self.shared.iter().find(|shared| shared.address == address && shared.is_for(caller.identity.uid()));
-        let name = shared.and_then(|shared| shared.name.as_ref()).filter(|name| !name.is_taken());
-        let name = name.filter(|_| caller.shares_namespaces(&Wanted::Path(typed))).ok_or(PassOn::NotOurs)?;
+        let is_it = |shared: &SharedListener| shared.address == address && shared.is_for(caller.identity.uid());
+        let index = self.shared.iter().position(is_it).ok_or(PassOn::NotOurs)?;
+        let shared = self.shared.get(index).ok_or(PassOn::NotOurs)?;
+        let name = shared
+            .name
+            .as_ref()
+            .filter(|name| matches!(name.place(), Place::There | Place::Gone))
+            .ok_or(PassOn::NotOurs)?;
+        if !caller.shares_namespaces(&Wanted::Path(typed)) {
+            return Err(PassOn::NotOurs);
+        }
+        if shared.is_given_up(|holder| holder == request.worker) {
+            self.forget(index);
+            return Ok(Answer::Done);
+        }
         name.restore()?;
         Ok(Answer::Done)
     }
@@ -357,6 +463,21 @@ impl Ports {
         Ok(())
     }
 
+    /// Remembers that a listener has taken the place of a socket of which the caller may have other descriptors.
+    fn note_replaced(&mut self, request: &Request<'_>, inode: u64, address: &Address) {
+        if let Some(filter) = self.filters.iter_mut().find(|filter| filter.worker == request.worker) {
+            filter.replaced.push((inode, address.clone()));
+            let surplus = filter.replaced.len().saturating_sub(SOCKETS_REMEMBERED);
+            filter.replaced.drain(..surplus);
+        }
+    }
+
+    /// What a socket was bound to in whose place there is a listener, at another descriptor.
+    fn address_of_replaced(&self, request: &Request<'_>, inode: u64) -> Option<Address> {
+        let filter = self.filters.iter().find(|filter| filter.worker == request.worker)?;
+        filter.replaced.iter().find(|(known, _)| *known == inode).map(|(_, address)| address.clone())
+    }
+
     /// Takes out what is remembered of a socket.
     fn remembered(&mut self, request: &Request<'_>, inode: u64) -> Options {
         let filter = self.filters.iter_mut().find(|filter| filter.worker == request.worker);
@@ -387,17 +508,33 @@ fn is_bound(socket: &OwnedFd) -> bool {
     getsockname(socket).ok().and_then(|name| SocketAddr::try_from(name).ok()).is_some_and(|name| name.port() > 0)
 }
 
-/// Puts `own` in the place of the caller's socket.
-fn hand_over(binding: &Binding<'_>, own: &OwnedFd) -> Result<(), PassOn> {
-    let Binding { request, descriptor, socket, .. } = binding;
+/// Puts `own` in the place of the caller's socket, in epoll sets too.
+fn hand_over(
+    request: &Request<'_>,
+    caller: &Caller,
+    descriptor: RawFd,
+    socket: &CallersSocket,
+    own: &OwnedFd,
+    takes_sockets: bool,
+) -> Result<(), PassOn> {
+    let registrations = caller.epoll_registrations(descriptor);
+    if !takes_sockets && !registrations.is_empty() {
+        return Err(PassOn::InEpoll);
+    }
     if socket.nonblock {
         // All who have the listener see the flag. It is never taken away: who counts on it would hang without it.
         let flags = rustix::fs::fcntl_getfl(own)?;
         rustix::fs::fcntl_setfl(own, flags | OFlags::NONBLOCK)?;
     }
-    let (id, descriptor) = (request.notification.id, descriptor.unsigned_abs());
-    sys::replace_descriptor(request.filter, id, own.as_fd(), descriptor, socket.close_on_exec)
-        .map_err(|error| Errno::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EINVAL)).into())
+    let raw = |error: std::io::Error| Errno::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EINVAL));
+    let (id, number) = (request.notification.id, descriptor.unsigned_abs());
+    sys::replace_descriptor(request.filter, id, own.as_fd(), number, socket.close_on_exec).map_err(raw)?;
+    // What was registered went with the old socket.
+    for Registration { epoll, events, data } in registrations {
+        let epoll = caller.take(epoll)?;
+        sys::add_to_epoll_as(epoll.as_fd(), own.as_fd(), descriptor, events, data).map_err(raw)?;
+    }
+    Ok(())
 }
 
 /// Whether what the caller wants to bind takes IPv4 connections, or does not, just as `own` does: where the address can
@@ -411,7 +548,10 @@ fn same_families(address: &Address, own: &OwnedFd, socket: &CallersSocket, optio
     };
     let v6only = |socket: &OwnedFd| sys::socket_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
     let by_default = || socket.protocol.and_then(|protocol| v6only(&new_socket(protocol, socket.is_ipv6).ok()?));
-    !can_be_both || options.value(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY).or_else(by_default) == v6only(own)
+    let same_device = options.device() == sys::socket_option(own.as_fd(), libc::SOL_SOCKET, SO_BINDTOIFINDEX);
+    let same_families =
+        !can_be_both || options.value(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY).or_else(by_default) == v6only(own);
+    same_families && (same_device || matches!(address, Address::Path(_)))
 }
 
 /// Whether the kernel would let the caller bind this port, were it free.

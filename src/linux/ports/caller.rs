@@ -7,7 +7,7 @@ use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -95,6 +95,17 @@ impl Memory {
 fn errno(error: &std::io::Error) -> Errno {
     // Where memory ends std has words of its own.
     error.raw_os_error().map_or(Errno::FAULT, Errno::from_raw_os_error)
+}
+
+/// That an epoll set of the caller's has a socket in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Registration {
+    /// The set's descriptor in the caller.
+    pub(super) epoll: RawFd,
+    /// What it is to tell of.
+    pub(super) events: u32,
+    /// What it tells.
+    pub(super) data: u64,
 }
 
 /// A socket of the caller's.
@@ -224,14 +235,34 @@ impl Caller {
         })
     }
 
-    /// Whether the caller's process has the socket `inode` open.
-    pub(super) fn has_open(&self, inode: u64) -> bool {
+    /// Whether the caller's process has one of these sockets open.
+    pub(super) fn has_any_open(&self, inodes: &[u64]) -> bool {
         let path = format!("/proc/{}/fd", self.identity.process.number());
         let found = self.look(|| {
             let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
-            Ok(entries.any(|entry| socket_inode(entry.path()) == Ok(Some(inode))))
+            let is_one = |inode: Option<u64>| inode.is_some_and(|inode| inodes.contains(&inode));
+            Ok(entries.any(|entry| socket_inode(entry.path()).is_ok_and(is_one)))
         });
         found == Ok(true)
+    }
+
+    /// The epoll sets that have the caller's descriptor `number` in them (`proc_pid_fdinfo(5)`).
+    pub(super) fn epoll_registrations(&self, number: RawFd) -> Vec<Registration> {
+        let process = self.identity.process.number();
+        let found = self.look(|| {
+            let entries = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+            let sets = entries.filter(|entry| {
+                fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == "anon_inode:[eventpoll]")
+            });
+            let sets = sets.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
+            let registered = sets.filter_map(|epoll| {
+                let info = fs::read_to_string(format!("/proc/{process}/fdinfo/{epoll}")).ok()?;
+                let (events, data) = info.lines().find_map(|line| registration(line, number))?;
+                Some(Registration { epoll, events, data })
+            });
+            Ok(registered.collect::<Vec<_>>())
+        });
+        found.unwrap_or_default()
     }
 
     /// A descriptor for the caller's own socket (`pidfd_getfd(2)`, Linux 5.6), which many containers forbid.
@@ -277,15 +308,29 @@ fn flags(info: &str) -> Option<OFlags> {
     Some(OFlags::from_bits_retain(u32::from_str_radix(octal, 8).ok()?))
 }
 
+/// `tfd:        5 events:       19 data:                5  pos:0 ino:9a sdev:8`: events and data of descriptor `number`.
+fn registration(line: &str, number: RawFd) -> Option<(u32, u64)> {
+    let mut words = line.split([' ', ':']).filter(|word| !word.is_empty());
+    let mut value = |name: &str| if words.next()? == name { words.next() } else { None };
+    let found = value("tfd")?.parse::<RawFd>().ok()?;
+    let events = u32::from_str_radix(value("events")?, 16).ok()?;
+    let data = u64::from_str_radix(value("data")?, 16).ok()?;
+    (found == number).then_some((events, data))
+}
+
 /// Reads a sockaddr as the kernel does.
 fn parse(bytes: &[u8]) -> Option<Wanted> {
     let part = |at: usize, length: usize| bytes.get(at..at + length);
     let family = u16::from_ne_bytes(part(0, 2)?.try_into().ok()?);
     let port = || part(2, 2)?.try_into().ok().map(u16::from_be_bytes).filter(|port| *port > 0);
     match libc::c_int::from(family) {
-        libc::AF_INET => {
+        family @ (libc::AF_INET | libc::AF_UNSPEC) => {
             let octets: [u8; 4] = part(4, 4)?.try_into().ok()?;
             part(8, 8)?;
+            // No family at all means IPv4 to the kernel where it is for all addresses.
+            if family == libc::AF_UNSPEC && octets != [0; 4] {
+                return None;
+            }
             Some(Wanted::Internet(SocketAddrV4::new(Ipv4Addr::from(octets), port()?).into()))
         }
         libc::AF_INET6 => {
@@ -308,11 +353,6 @@ fn parse(bytes: &[u8]) -> Option<Wanted> {
 /// The number that tells a socket from all others.
 pub(super) fn inode(socket: &OwnedFd) -> Option<u64> {
     Some(rustix::fs::fstat(socket).ok()?.st_ino)
-}
-
-/// Device and inode of what is at `path`.
-pub(super) fn file_at(path: &std::path::Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 #[cfg(test)]
@@ -350,6 +390,14 @@ mod tests {
         for other in [&b"UDP\0"[..], b"UNIX\0", b"NETLINK\0", b"TCPX\0", b""] {
             assert_eq!(protocol(other), None);
         }
+    }
+
+    #[test]
+    fn registrations_are_hexadecimal() {
+        let line = "tfd:        7 events: 80002019 data:        500000007  pos:0 ino:51e1 sdev:8";
+        assert_eq!(registration(line, 7), Some((0x8000_2019, 0x5_0000_0007)));
+        assert_eq!(registration(line, 8), None);
+        assert_eq!(registration("pos:\t0", 0), None);
     }
 
     #[test]

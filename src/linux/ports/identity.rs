@@ -80,6 +80,7 @@ impl Identity {
         }
         let dumpable = rustix::process::dumpable_behavior()?;
         let pdeathsig = rustix::process::parent_process_death_signal()?;
+        let parent = rustix::process::getppid();
         let became = self.become_it(&own, same_person, CapabilitySets { effective, ..sets });
         if became.is_ok() {
             self.run_with_umask(action);
@@ -88,10 +89,15 @@ impl Identity {
         // The kernel takes these two back with every change of identity.
         let _ = rustix::process::set_dumpable_behavior(match dumpable {
             DumpableBehavior::NotDumpable => DumpableBehavior::NotDumpable,
-            // Nobody but the kernel sets the third one.
-            DumpableBehavior::Dumpable | DumpableBehavior::DumpableReadableOnlyByRoot => DumpableBehavior::Dumpable,
+            DumpableBehavior::Dumpable => DumpableBehavior::Dumpable,
+            // Nobody but the kernel may set this one.
+            DumpableBehavior::DumpableReadableOnlyByRoot => DumpableBehavior::NotDumpable,
         });
         let _ = rustix::process::set_parent_process_death_signal(pdeathsig);
+        // The parent may have died just then.
+        if let (Some(signal), true) = (pdeathsig, rustix::process::getppid() != parent) {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+        }
         became
     }
 

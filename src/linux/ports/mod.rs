@@ -37,7 +37,8 @@ use crate::error::cause;
 use crate::supervisor::report::Level;
 use crate::supervisor::rotation::QueueState;
 use crate::supervisor::{Event, WorkerId};
-use names::{KeptName, Names};
+use answer::Waiting;
+use names::{KeptName, Names, Place};
 use options::Options;
 use shared::{Address, Changed, SharedListener};
 
@@ -116,6 +117,8 @@ struct Filter {
     descriptor: Rc<OwnedFd>,
     /// What it has set on sockets that it has not bound yet, the latest last.
     options: Vec<(u64, Options)>,
+    /// In whose place there is a listener now, and which one, the latest last.
+    replaced: Vec<(u64, Address)>,
 }
 
 /// Everything that is shared.
@@ -123,6 +126,8 @@ pub(super) struct Ports {
     settings: PortSettings,
     epoll: OwnedFd,
     filters: Vec<Filter>,
+    /// Binds that are not answered yet.
+    waiting: Vec<Waiting>,
     shared: Vec<SharedListener>,
     names: Names,
     /// Which slots take connections; empty until that is known.
@@ -132,6 +137,8 @@ pub(super) struct Ports {
     said_cannot_tell: bool,
     /// It was said that panzer has too few descriptors.
     said_no_room: bool,
+    /// It was said that a socket is in an epoll set.
+    said_in_epoll: bool,
 }
 
 impl Ports {
@@ -141,12 +148,14 @@ impl Ports {
             settings,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             filters: Vec::new(),
+            waiting: Vec::new(),
             shared: Vec::new(),
             names: Names::default(),
             rotation: Vec::new(),
             last_start: Duration::ZERO,
             said_cannot_tell: false,
             said_no_room: false,
+            said_in_epoll: false,
         };
         let backlog = i32::try_from(settings.backlog).unwrap_or(i32::MAX);
         for listener in listeners {
@@ -181,7 +190,7 @@ impl Ports {
         }
         let data = Token::Filter(filter.as_raw_fd()).to_data();
         epoll::add(&self.epoll, &filter, data, epoll::EventFlags::IN)?;
-        self.filters.push(Filter { worker, descriptor: Rc::new(filter), options: Vec::new() });
+        self.filters.push(Filter { worker, descriptor: Rc::new(filter), options: Vec::new(), replaced: Vec::new() });
         Ok(())
     }
 
@@ -207,16 +216,19 @@ impl Ports {
                 Token::Names => self.restore_names(log),
             }
         }
+        self.answer_waiting(now, log);
         told
     }
 
-    /// When [`Ports::clear`] has something to do.
+    /// When [`Ports::catch_up`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
-        self.shared.iter().filter_map(|shared| shared.look_at).min()
+        let waiting = self.waiting.iter().map(|waiting| waiting.until);
+        self.shared.iter().filter_map(|shared| shared.look_at).chain(waiting).min()
     }
 
-    /// Lets go of the listeners that nobody needs any more.
-    pub(super) fn clear(&mut self, now: Duration, log: &mut Log) {
+    /// Answers what has waited for long enough, and lets go of the listeners that nobody needs any more.
+    pub(super) fn catch_up(&mut self, now: Duration, log: &mut Log) {
+        self.answer_waiting(now, log);
         let started_lately = self.last_start + UNUSED > now;
         for index in (0..self.shared.len()).rev() {
             let Some(shared) = self.shared.get_mut(index) else { continue };
@@ -310,11 +322,27 @@ impl Ports {
 
     fn restore_names(&mut self, log: &mut Log) {
         self.names.drain();
-        for shared in &self.shared {
-            if let Some(Err(error)) = shared.name.as_ref().map(KeptName::restore) {
-                let words = cause(&error.into());
-                let text = format!("cannot put back {}: {words}; clients find no socket there", shared.address);
-                log.say(Level::Error, "path_not_kept", &text);
+        for index in (0..self.shared.len()).rev() {
+            let Some(shared) = self.shared.get_mut(index) else { continue };
+            match shared.name.as_ref().map(KeptName::place) {
+                None | Some(Place::There | Place::Taken) => continue,
+                // It is the server's own business from now on.
+                Some(Place::Renamed) => {
+                    shared.name = None;
+                    continue;
+                }
+                Some(Place::Gone) => {}
+            }
+            if shared.is_given_up(|holder| self.filters.iter().any(|filter| filter.worker == holder)) {
+                self.forget(index);
+            } else if let Some(Err(error)) = shared.name.as_ref().map(KeptName::restore) {
+                shared.name = None;
+                // Where it is one worker's own, that worker has removed the directory.
+                if shared.has_been_shared {
+                    let words = cause(&error.into());
+                    let text = format!("cannot put back {}: {words}; clients find no socket there", shared.address);
+                    log.say(Level::Error, "path_not_kept", &text);
+                }
             }
         }
     }
@@ -356,10 +384,13 @@ fn address_of(listener: &Listener) -> Option<Address> {
     Some(Address::Path(std::fs::canonicalize(path.parent()?).ok()?.join(path.file_name()?)))
 }
 
-/// Without the flow label, which is no part of where a listener is.
+/// Without what is no part of where a listener is: the flow label, and the scope of an address that has none.
 fn plain(mut address: SocketAddr) -> SocketAddr {
     if let SocketAddr::V6(address) = &mut address {
         address.set_flowinfo(0);
+        if !address.ip().is_unicast_link_local() && !address.ip().is_multicast() {
+            address.set_scope_id(0);
+        }
     }
     address
 }

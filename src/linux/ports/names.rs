@@ -2,17 +2,17 @@
 //! ends, and would take the name away from all others.
 //!
 //! A second, hidden hard link keeps the socket's file; inotify tells when a link goes. Must never replace what somebody
-//! else has put at the path, and leaves nothing behind.
+//! else has put at the path, and leaves nothing behind. The directory is opened once: whoever can rename what leads to it
+//! must not make panzer link anything elsewhere.
 
-use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify::{self, WatchFlags};
-use rustix::fs::{AtFlags, CWD};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::caller::file_at;
 use super::identity::{Identity, With};
 
 /// How panzer learns of a link that is gone.
@@ -24,16 +24,30 @@ pub(super) struct Names {
 /// A path that is kept; it ends with this.
 #[derive(Debug)]
 pub(super) struct KeptName {
-    path: PathBuf,
-    hidden: PathBuf,
+    directory: OwnedFd,
+    name: OsString,
+    hidden: OsString,
     /// Device and inode of the socket's file.
     file: (u64, u64),
     /// As whom to link and unlink; `None`: as panzer.
     owner: Option<Identity>,
 }
 
+/// Where a path is that was kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// Where it was.
+    There,
+    /// It was removed.
+    Gone,
+    /// It was renamed, as some servers do with a temporary name.
+    Renamed,
+    /// There is something else at the path.
+    Taken,
+}
+
 impl Names {
-    /// Has panzer told when a link to `name` goes, and gives what is readable then.
+    /// Has panzer told when a link to `name` goes or is renamed, and gives what is readable then.
     ///
     /// # Errors
     /// The user has too many inotify instances.
@@ -43,7 +57,11 @@ impl Names {
         }
         let descriptor = self.inotify.as_ref().ok_or(Errno::BADF)?;
         // The number of links is an attribute of the file; the watch ends with it.
-        name.as_owner(|| inotify::add_watch(descriptor, &name.hidden, WatchFlags::ATTRIB).map(drop))?;
+        name.as_owner(|| {
+            let hidden = name.open_hidden()?;
+            inotify::add_watch(descriptor, path_of(hidden.as_fd()), WatchFlags::ATTRIB | WatchFlags::MOVE_SELF)
+                .map(drop)
+        })?;
         Ok(descriptor.as_fd())
     }
 
@@ -60,44 +78,63 @@ impl KeptName {
     /// # Errors
     /// ENOENT where the path is gone already; else the file system has no hard links, or no room.
     pub(super) fn new(path: &Path, owner: Option<Identity>) -> Result<Self, Errno> {
-        let mut name = OsString::from(".");
-        name.push(path.file_name().ok_or(Errno::INVAL)?);
-        name.push(".panzer");
-        let hidden = path.with_file_name(name);
-        let file = file_at(path).ok_or(Errno::NOENT)?;
+        let name = path.file_name().ok_or(Errno::INVAL)?.to_owned();
+        let hidden = [OsStr::new("."), &name, OsStr::new(".panzer")].into_iter().collect();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path.parent().unwrap_or(Path::new("/")), flags, Mode::empty())?;
+        let file = id_of(&rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)?);
         // One that a killed panzer has left: its socket is dead, or it has lost the path, so the link is of no use.
-        match rustix::fs::unlink(&hidden) {
+        match rustix::fs::unlinkat(&directory, &hidden, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error),
         }
-        rustix::fs::linkat(CWD, path, CWD, &hidden, AtFlags::empty())?;
-        if file_at(&hidden) != Some(file) {
-            return Err(Errno::NOENT);
-        }
-        Ok(Self { path: path.to_owned(), hidden, file, owner })
+        rustix::fs::linkat(&directory, &name, &directory, &hidden, AtFlags::empty())?;
+        let kept = Self { directory, name, hidden, file, owner };
+        if kept.at(&kept.hidden) == Some(file) { Ok(kept) } else { Err(Errno::NOENT) }
     }
 
-    /// Puts the path back where it is gone. Where there is a link besides the hidden one, the server has renamed it, as
-    /// some do with a temporary name.
-    pub(super) fn restore(&self) -> Result<(), Errno> {
-        let hidden = rustix::fs::lstat(&self.hidden)?;
-        if (hidden.st_dev, hidden.st_ino) != self.file {
-            // Somebody has put something else there, which is not to be had under this path.
-            return Err(Errno::STALE);
+    /// Device and inode of what has this name now.
+    fn at(&self, name: &OsStr) -> Option<(u64, u64)> {
+        rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|found| id_of(&found))
+    }
+
+    /// The hidden link, if it is still one to the socket's file.
+    fn open_hidden(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let hidden = rustix::fs::openat(&self.directory, &self.hidden, flags, Mode::empty())?;
+        if id_of(&rustix::fs::fstat(&hidden)?) == self.file { Ok(hidden) } else { Err(Errno::STALE) }
+    }
+
+    /// Where the path is now.
+    pub(super) fn place(&self) -> Place {
+        match self.at(&self.name) {
+            Some(found) if found == self.file => Place::There,
+            Some(_) => Place::Taken,
+            None => {
+                let hidden = rustix::fs::statat(&self.directory, &self.hidden, AtFlags::SYMLINK_NOFOLLOW);
+                // A link besides the hidden one is what it was renamed to.
+                if hidden.is_ok_and(|hidden| hidden.st_nlink > 1) { Place::Renamed } else { Place::Gone }
+            }
         }
-        if file_at(&self.path).is_some() || hidden.st_nlink > 1 {
+    }
+
+    /// Puts the path back where it was removed.
+    ///
+    /// # Errors
+    /// The hidden link is gone, too, or the directory.
+    pub(super) fn restore(&self) -> Result<(), Errno> {
+        if self.place() != Place::Gone {
             return Ok(());
         }
-        let link = || match rustix::fs::linkat(CWD, &self.hidden, CWD, &self.path, AtFlags::empty()) {
-            Err(Errno::EXIST) => Ok(()),
-            linked => linked,
-        };
-        self.as_owner(link)
-    }
-
-    /// Whether somebody has put something else at the path. A path that is gone is none of that: it is put back.
-    pub(super) fn is_taken(&self) -> bool {
-        file_at(&self.path).is_some_and(|found| found != self.file)
+        self.as_owner(|| {
+            // What was looked at is what is linked, whatever the name means by now.
+            let hidden = self.open_hidden()?;
+            match rustix::fs::linkat(CWD, path_of(hidden.as_fd()), &self.directory, &self.name, AtFlags::SYMLINK_FOLLOW)
+            {
+                Err(Errno::EXIST) => Ok(()),
+                linked => linked,
+            }
+        })
     }
 
     fn as_owner(&self, action: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
@@ -111,12 +148,21 @@ impl KeptName {
 impl Drop for KeptName {
     fn drop(&mut self) {
         let _ = self.as_owner(|| {
-            for path in [&self.path, &self.hidden] {
-                if file_at(path) == Some(self.file) {
-                    let _ = rustix::fs::unlink(path);
+            for name in [&self.name, &self.hidden] {
+                if self.at(name) == Some(self.file) {
+                    let _ = rustix::fs::unlinkat(&self.directory, name, AtFlags::empty());
                 }
             }
             Ok(())
         });
     }
+}
+
+fn id_of(found: &Stat) -> (u64, u64) {
+    (found.st_dev, found.st_ino)
+}
+
+/// The name by which the kernel knows an open descriptor.
+fn path_of(descriptor: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }

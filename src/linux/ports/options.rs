@@ -11,7 +11,8 @@ use crate::linux::sys;
 type Name = (c_int, c_int);
 
 /// `TCP_MD5SIG` and the like are not here: they are no integers, and come with an address.
-const KNOWN: [Name; 31] = [
+const KNOWN: [Name; 32] = [
+    (libc::SOL_SOCKET, SO_BINDTOIFINDEX),
     (libc::SOL_SOCKET, libc::SO_REUSEADDR),
     (libc::SOL_SOCKET, libc::SO_REUSEPORT),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
@@ -47,7 +48,9 @@ const KNOWN: [Name; 31] = [
 
 /// What is watched where a caller's socket cannot be had: what a server sets on a listener and hardly ever on a
 /// connection, needs no privilege, and is an integer. The rest of [`KNOWN`] would cost a round trip for each connection.
-pub(super) const WATCHED: [Name; 9] = [
+pub(super) const WATCHED: [Name; 11] = [
+    (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
+    (libc::SOL_SOCKET, SO_BINDTOIFINDEX),
     (libc::SOL_SOCKET, libc::SO_REUSEADDR),
     (libc::SOL_SOCKET, libc::SO_REUSEPORT),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
@@ -58,6 +61,10 @@ pub(super) const WATCHED: [Name; 9] = [
     (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
     (libc::IPPROTO_TCP, libc::TCP_FASTOPEN),
 ];
+
+/// The number of the network interface that a socket is bound to (`socket(7)`, Linux 5.0); the same on all machines that
+/// panzer is built for. `SO_BINDTODEVICE` says the same by name.
+pub(super) const SO_BINDTOIFINDEX: c_int = 62;
 
 /// Options with the values that they were set to.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -77,6 +84,17 @@ impl Options {
     /// What `name` of `level` was set to, if it was.
     pub(super) fn value(&self, level: c_int, name: c_int) -> Option<[u8; sys::SOCKET_OPTION_LENGTH]> {
         self.0.iter().find(|(known, _)| *known == (level, name)).map(|(_, value)| *value)
+    }
+
+    /// The network interface, 0 for none.
+    pub(super) fn device(&self) -> Option<[u8; sys::SOCKET_OPTION_LENGTH]> {
+        self.value(libc::SOL_SOCKET, SO_BINDTOIFINDEX).or(Some([0; sys::SOCKET_OPTION_LENGTH]))
+    }
+
+    /// Whether it was bound to a network interface, of which only the beginning of the name is known.
+    pub(super) fn names_a_device(&self) -> bool {
+        let names = [libc::SO_BINDTODEVICE, SO_BINDTOIFINDEX];
+        names.iter().any(|name| self.value(libc::SOL_SOCKET, *name).is_some())
     }
 
     /// Remembers that `name` of `level` was set to `value`.

@@ -13,8 +13,9 @@ use rustix::net::{SocketFlags, accept_with, sockopt};
 
 use crate::linux::sys::{self, Instruction};
 
-/// A program for the kernel may have 4096 instructions, and needs two for each queue.
-pub(in crate::linux) const MOST_QUEUES: u32 = 2000;
+/// A program for the kernel may have 4096 instructions and, before Linux 6.9, 20 kB (`net.core.optmem_max`); each queue
+/// takes two of 8 bytes.
+pub(in crate::linux) const MOST_QUEUES: u32 = 1000;
 
 /// How many connections are let go of before panzer looks at anything else.
 const LET_GO_AT_ONCE: usize = 1000;

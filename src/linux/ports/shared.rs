@@ -21,7 +21,7 @@ use super::options::Options;
 use super::{Token, queues, until_shut_down};
 use crate::error::cause;
 use crate::linux::log::Log;
-use crate::linux::sys;
+use crate::linux::{processes, sys};
 use crate::supervisor::WorkerId;
 use crate::supervisor::report::Level;
 use crate::supervisor::rotation::{self, QueueState};
@@ -81,6 +81,12 @@ pub(super) struct SharedListener {
     maker: Option<(sys::Pid, u32)>,
     /// The slots whose present life listens there.
     pub(super) listening: Vec<u32>,
+    /// The slots of which any life has listened there.
+    have_listened: Vec<u32>,
+    /// The life that had it first.
+    first_holder: Option<WorkerId>,
+    /// There was another one.
+    pub(super) has_been_shared: bool,
     /// The lives that have it.
     pub(super) holders: Vec<WorkerId>,
     /// When to see whether anybody still needs it.
@@ -217,6 +223,9 @@ impl SharedListener {
             declared: false,
             maker: None,
             listening: Vec::new(),
+            have_listened: Vec::new(),
+            first_holder: None,
+            has_been_shared: false,
             holders: Vec::new(),
             look_at: None,
             name: None,
@@ -264,7 +273,9 @@ impl SharedListener {
                 }
             }
             Address::Internet(_) if sockopt::socket_acceptconn(socket) == Ok(true) => {
-                Changed::Arrived(Rc::clone(socket))
+                let slot = self.sockets.iter().position(|known| Rc::ptr_eq(known, socket));
+                let is_abandoned = slot.and_then(|slot| self.told.get(slot)) == Some(&QueueState::Abandoned);
+                if is_abandoned { Changed::Arrived(Rc::clone(socket)) } else { Changed::Nothing }
             }
             Address::Internet(_) | Address::Path(_) => Changed::ShutDown(Rc::clone(socket)),
         }
@@ -276,7 +287,11 @@ impl SharedListener {
             return;
         }
         // Who is handed the socket at its start need not tell that it listens.
-        let listening = if self.declared { &[] } else { self.listening.as_slice() };
+        let listening = match (self.declared, self.listening.as_slice()) {
+            (true, _) => &[],
+            (false, []) => self.have_listened.as_slice(),
+            (false, listening) => listening,
+        };
         let serving = rotation::serving(rotation, listening);
         let place = |slot: &u32| self.order.iter().position(|known| known == slot);
         let places: Vec<u32> = serving.iter().filter_map(place).filter_map(|place| u32::try_from(place).ok()).collect();
@@ -334,6 +349,9 @@ impl SharedListener {
         if is_new {
             self.listening.push(slot);
         }
+        if !self.have_listened.contains(&slot) {
+            self.have_listened.push(slot);
+        }
         is_new
     }
 
@@ -342,6 +360,14 @@ impl SharedListener {
         if !self.holders.contains(&worker) {
             self.holders.push(worker);
         }
+        self.has_been_shared |= *self.first_holder.get_or_insert(worker) != worker;
+    }
+
+    /// Whether its path is nobody's any more: only one life has ever had it, as with a socket in a temporary directory,
+    /// and has closed it. A life that has ended has not given anything up: the next one takes it over.
+    pub(super) fn is_given_up(&self, lives: impl Fn(WorkerId) -> bool) -> bool {
+        let may_give_up = !self.declared && !self.has_been_shared && self.first_holder.is_some_and(lives);
+        may_give_up && !self.is_open_somewhere()
     }
 
     /// Whether one of its sockets is this one.
@@ -363,14 +389,22 @@ impl SharedListener {
             && self.sockets.iter().any(|socket| state(socket).is_some_and(|state| state != TCP_CLOSE))
     }
 
-    /// Whether it never listened, and whoever bound it has closed it.
+    /// Whether it never listened, and whoever had it has closed it.
     pub(super) fn is_closed_again(&self) -> bool {
-        let is_open = |(process, _)| {
-            let caller = Caller::new(process);
-            let inodes: Vec<u64> = self.sockets.iter().filter_map(|socket| inode(socket)).collect();
-            caller.is_ok_and(|caller| inodes.iter().any(|inode| caller.has_open(*inode)))
-        };
-        self.backlog.is_none() && !self.maker.is_some_and(is_open)
+        self.backlog.is_none() && !self.is_open_somewhere()
+    }
+
+    /// Whether any process below panzer has one of the sockets. The maker is asked first: mostly it has.
+    pub(super) fn is_open_somewhere(&self) -> bool {
+        let inodes: Vec<u64> = self.sockets.iter().filter_map(|socket| inode(socket)).collect();
+        let has_one = |process: sys::Pid| Caller::new(process).is_ok_and(|caller| caller.has_any_open(&inodes));
+        if self.maker.is_some_and(|(process, _)| has_one(process)) {
+            return true;
+        }
+        // Where they cannot be seen it is as well to go on holding it.
+        let Some(all) = processes::all() else { return true };
+        let below = processes::descendants(&all, sys::Pid::own(), None);
+        below.iter().any(|process| has_one(process.pid))
     }
 
     /// Lets it listen, with a queue at least as long as it has by now. True where it did not before.
