@@ -194,23 +194,31 @@ fn alone_with(wrapper: &[String], script: &str) -> String {
 
 #[test]
 fn a_port_that_a_worker_has_bound_and_closed_again_is_free_for_another_program() {
+    let mut all = Vec::new();
     for (way, wrapper) in ways() {
         for user in if is_root() { &["", "-u 12345"][..] } else { &[""] } {
-            // In the worker itself, in a child that lives on, in one that has ended.
-            for (before, after) in [("", ""), ("fork=1", ""), ("fork=1", "exit=0")] {
-                for balance in ["shared", "per-worker"] {
-                    let port = free_port();
-                    let steps = format!("{before} tcp4 bind=127.0.0.1:{port} close {after} sleep");
-                    let options = format!("-n 1 --restart never --balance {balance} {user}");
-                    let all =
-                        Binders::start_through(Binders::directory(), &wrapper, &options, |out| binder(out, &steps));
-                    all.wait_all(1, "close -> ok");
-                    let is_free = || TcpListener::bind(local(port)).is_ok();
-                    wait_until(&format!("another program has the port ({way}, {user}, {balance})"), is_free);
-                    all.end();
-                }
+            for (who, options) in [
+                ("the worker", "--balance shared"),
+                ("the worker", "--balance per-worker"),
+                ("a child", "--balance shared"),
+                ("a child that has ended", "--balance shared"),
+            ] {
+                let port = free_port();
+                let steps = format!("tcp4 bind=127.0.0.1:{port} close");
+                let options = format!("-n 1 {options} {user}");
+                let one = Binders::start_through(Binders::directory(), &wrapper, &options, |out| match who {
+                    "the worker" => binder(out, &format!("{steps} sleep")),
+                    "a child" => binder(out, &format!("fork=1 {steps} sleep")),
+                    _ => sh(&format!("{}; exec sleep 100000", binder(out, &steps).join(" "))),
+                });
+                all.push((format!("{who}, {way}, {options}"), one, port));
             }
         }
+    }
+    for (what, one, port) in all {
+        one.wait_all(1, "close -> ok");
+        wait_until(&format!("another program has the port: {what}"), || TcpListener::bind(local(port)).is_ok());
+        one.end();
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Names {
 pub(super) struct KeptName {
     directory: OwnedFd,
     name: OsString,
+    /// Where the hidden link is, and its name there.
+    hidden_directory: OwnedFd,
     hidden: OsString,
     /// Device and inode of the socket's file.
     file: (u64, u64),
@@ -78,40 +80,37 @@ impl KeptName {
     /// # Errors
     /// ENOENT where the path is gone already; else the file system has no hard links, or no room.
     pub(super) fn new(path: &Path, owner: Option<Identity>) -> Result<Self, Errno> {
-        let name = path.file_name().ok_or(Errno::INVAL)?.to_owned();
-        let hidden = [OsStr::new("."), &name, OsStr::new(".panzer")].into_iter().collect();
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(path.parent().unwrap_or(Path::new("/")), flags, Mode::empty())?;
-        let file = id_of(&rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)?);
-        // One that a killed panzer has left: its socket is dead, or it has lost the path, so the link is of no use.
-        match rustix::fs::unlinkat(&directory, &hidden, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error),
-        }
-        rustix::fs::linkat(&directory, &name, &directory, &hidden, AtFlags::empty())?;
-        let kept = Self { directory, name, hidden, file, owner };
-        if kept.at(&kept.hidden) == Some(file) { Ok(kept) } else { Err(Errno::NOENT) }
-    }
-
-    /// Device and inode of what has this name now.
-    fn at(&self, name: &OsStr) -> Option<(u64, u64)> {
-        rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|found| id_of(&found))
+        let name = path.file_name().ok_or(Errno::INVAL)?;
+        let beside = path.parent().unwrap_or(Path::new("/"));
+        let directory = open_directory(beside)?;
+        let file = id_of(&rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?);
+        // A program that has made a directory for itself wants to remove it, and nothing else must be in it then.
+        let found = rustix::fs::fstat(&directory)?;
+        let is_private = found.st_mode & 0o077 == 0 && found.st_uid == rustix::process::geteuid().as_raw();
+        let above = beside.parent().zip(beside.file_name()).filter(|_| is_private);
+        let above = above.and_then(|(above, own)| link_hidden(&directory, name, above, &[own, OsStr::new(".")]).ok());
+        let (hidden_directory, hidden) = match above {
+            Some(linked) => linked,
+            None => link_hidden(&directory, name, beside, &[])?,
+        };
+        let kept = Self { directory, name: name.to_owned(), hidden_directory, hidden, file, owner };
+        if id_at(&kept.hidden_directory, &kept.hidden) == Some(file) { Ok(kept) } else { Err(Errno::NOENT) }
     }
 
     /// The hidden link, if it is still one to the socket's file.
     fn open_hidden(&self) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let hidden = rustix::fs::openat(&self.directory, &self.hidden, flags, Mode::empty())?;
+        let hidden = rustix::fs::openat(&self.hidden_directory, &self.hidden, flags, Mode::empty())?;
         if id_of(&rustix::fs::fstat(&hidden)?) == self.file { Ok(hidden) } else { Err(Errno::STALE) }
     }
 
     /// Where the path is now.
     pub(super) fn place(&self) -> Place {
-        match self.at(&self.name) {
+        match id_at(&self.directory, &self.name) {
             Some(found) if found == self.file => Place::There,
             Some(_) => Place::Taken,
             None => {
-                let hidden = rustix::fs::statat(&self.directory, &self.hidden, AtFlags::SYMLINK_NOFOLLOW);
+                let hidden = rustix::fs::statat(&self.hidden_directory, &self.hidden, AtFlags::SYMLINK_NOFOLLOW);
                 // A link besides the hidden one is what it was renamed to.
                 if hidden.is_ok_and(|hidden| hidden.st_nlink > 1) { Place::Renamed } else { Place::Gone }
             }
@@ -148,14 +147,42 @@ impl KeptName {
 impl Drop for KeptName {
     fn drop(&mut self) {
         let _ = self.as_owner(|| {
-            for name in [&self.name, &self.hidden] {
-                if self.at(name) == Some(self.file) {
-                    let _ = rustix::fs::unlinkat(&self.directory, name, AtFlags::empty());
+            for (directory, name) in [(&self.directory, &self.name), (&self.hidden_directory, &self.hidden)] {
+                if id_at(directory, name) == Some(self.file) {
+                    let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
                 }
             }
             Ok(())
         });
     }
+}
+
+/// Makes the hidden link to `name`: `.PREFIXNAME.panzer` in the directory `into`.
+fn link_hidden(
+    directory: &OwnedFd,
+    name: &OsStr,
+    into: &Path,
+    prefix: &[&OsStr],
+) -> Result<(OwnedFd, OsString), Errno> {
+    let parts = [&[OsStr::new(".")], prefix, &[name, OsStr::new(".panzer")]].concat();
+    let hidden: OsString = parts.into_iter().collect();
+    let into = open_directory(into)?;
+    // One that a killed panzer has left: its socket is dead, or it has lost the path, so the link is of no use.
+    match rustix::fs::unlinkat(&into, &hidden, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error),
+    }
+    rustix::fs::linkat(directory, name, &into, &hidden, AtFlags::empty())?;
+    Ok((into, hidden))
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Device and inode of what has this name now.
+fn id_at(directory: &OwnedFd, name: &OsStr) -> Option<(u64, u64)> {
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|found| id_of(&found))
 }
 
 fn id_of(found: &Stat) -> (u64, u64) {
