@@ -217,6 +217,7 @@ impl Running {
         let release = self.release_at.take_if(|at| *at <= self.start.elapsed()).is_some();
         let timeout = self.timeout();
         if release {
+            sys::release_stack();
             // Just before the sleep: whatever runs after this is mapped again.
             sys::release_program();
         }

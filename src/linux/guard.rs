@@ -157,6 +157,7 @@ fn watch(pipe: &OwnedFd, settings: &GuardSettings, log: &mut Log) -> ! {
         // Not at once: panzer may have more to tell, or be done with a short command already.
         let mut readable = [PollFd::new(pipe, PollFlags::IN)];
         if poll(&mut readable, Some(&RELEASE_DELAY)) == Ok(0) {
+            sys::release_stack();
             sys::release_program();
         }
         let mut bytes = [0; MESSAGE_LENGTH];

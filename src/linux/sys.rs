@@ -270,6 +270,21 @@ pub(super) fn adopt(number: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// How much of the stack below the present frame is kept for the calls to come, and how much after that is given back.
+const STACK_KEPT: usize = 4096;
+const STACK_GIVEN_BACK: usize = 96 * 1024;
+
+/// Gives back the memory that deeper calls of the start have left below the present end of the stack.
+pub(super) fn release_stack() {
+    let here = 0_u8;
+    let page = usize::try_from(PAGE).unwrap_or(STACK_KEPT);
+    let end = (&raw const here).addr().saturating_sub(STACK_KEPT) & !(page - 1);
+    let start = end.saturating_sub(STACK_GIVEN_BACK) as *mut libc::c_void;
+    // SAFETY: all of it lies below every frame in use and its red zone (128 bytes); no thread and no signal handler has a
+    // stack there. What is not mapped is passed over.
+    let _ = unsafe { rustix::mm::madvise(start, STACK_GIVEN_BACK, rustix::mm::Advice::LinuxDontNeed) };
+}
+
 /// Takes the program's own code and constants out of this process's resident memory; what runs next is mapped again
 /// from the page cache, 64 kB at a time. Most of panzer runs once, at its start, and need not stay.
 ///
