@@ -222,6 +222,7 @@ fn a_path_that_a_worker_has_shut_down_is_bound_anew_by_the_next_life() {
             let inodes = all.values(0, "inode", life);
             assert_ne!(inodes[life - 1], inodes[life - 2], "a new socket");
             let said = format!("panzer: a worker has shut unix://{} down for all; ", path.display());
+            all.running.wait_lines(&said, life - 1);
             assert_eq!(all.running.stderr().matches(&said).count(), life - 1, "one line for each");
         }
         for slot in 1..=others {
