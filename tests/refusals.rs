@@ -117,6 +117,10 @@ fn a_bad_option_is_named_with_its_value_and_the_cause() {
         (&["--ready", "soon"], &["--ready soon", "\"soon\" is none of exec, delay:T and bind"]),
         (&["--ready", "delay:x"], &["--ready delay:x", "\"x\" is not a duration"]),
         (&["--fatal-exit", "x"], &["--fatal-exit x", "exit status"]),
+        (&["--share-ports", "maybe"], &["--share-ports maybe", "\"maybe\" is none of auto, on and off"]),
+        (&["--balance", "even"], &["--balance even", "\"even\" is neither shared nor per-worker"]),
+        (&["--share-ports", "off", "--ready", "bind"], &["use --ready bind", "--share-ports off"]),
+        (&["-n", "1001", "--balance", "per-worker"], &["--balance per-worker", "1000 workers at the most"]),
     ] {
         marker.refuses(&WITH_WORKERS, options, parts);
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{cpus, listen, prepare};
-use crate::config::{Config, Workers};
+use crate::config::{Config, SharePorts, Workers};
 use crate::error::Error;
 use crate::supervisor::stop::Schedule;
 
@@ -23,6 +23,15 @@ pub fn check(config: &Config) -> Result<String, Error> {
         None => out.push_str("  as: one child (init mode)\n"),
         Some(Workers::Count(count)) => drop(writeln!(out, "  workers: {count}")),
         Some(Workers::Auto) => drop(writeln!(out, "  workers: {} (auto)", cpus::usable())),
+    }
+    let queues = prepare::check_sharing(config)?;
+    if config.workers.is_some() {
+        let shares = match config.share_ports {
+            SharePorts::Auto => "shared where the kernel lets panzer see to it",
+            SharePorts::On => "shared",
+            SharePorts::Off => "each worker binds for itself",
+        };
+        let _ = writeln!(out, "  ports: {shares}; {queues} queue{} each", if queues == 1 { "" } else { "s" });
     }
     let directory = config.dir.clone().or_else(|| std::env::current_dir().ok()).unwrap_or_default();
     let _ = writeln!(out, "  in: {}", directory.display());

@@ -108,18 +108,8 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     }
     let descriptor_limit = config.workers.and_then(|_| raise_descriptor_limit());
     let checked = check_command(config)?;
-    let workers = config.workers.map(|workers| match workers {
-        Workers::Auto => cpus::usable(),
-        Workers::Count(count) => count,
-    });
-    let queues = match config.balance {
-        Balance::Shared => 1,
-        Balance::PerWorker => workers.unwrap_or(1),
-    };
-    if queues > ports::MOST_QUEUES {
-        let cause = format!("the kernel can steer {} workers at the most, and there are {queues}", ports::MOST_QUEUES);
-        return Err(Error::new("use --balance per-worker", cause));
-    }
+    let workers = count_workers(config);
+    let queues = check_sharing(config)?;
     let listeners = open_listeners(config, inherited, queues)?;
     let is_first = rustix::process::getpid().is_init();
     if !is_first {
@@ -127,7 +117,7 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     }
     let takes_sockets = workers.is_some() && ports::can_take_sockets();
     let filter = workers.map(|_| port_filter(config, takes_sockets, &mut log)).transpose()?.flatten();
-    let decider = decider(config, workers, filter.is_some())?;
+    let decider = decider(config, workers, filter.is_some());
     let guard = if is_first || !sys::children_share_namespace() { None } else { Some(guard_settings(config)) };
     let settings = PortSettings {
         backlog: config.backlog,
@@ -141,6 +131,33 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
         Launcher { filter, descriptor_limit, ..launcher(config, workers, listeners, checked, guard.as_ref())? };
     Running::new(Prepared { decider, launcher, guard, ports, log })
         .map_err(|error| Error::new("watch for events", cause(&error)))
+}
+
+/// How many workers there are to be; `None`: init mode.
+pub(super) fn count_workers(config: &Config) -> Option<u32> {
+    config.workers.map(|workers| match workers {
+        Workers::Auto => cpus::usable(),
+        Workers::Count(count) => count,
+    })
+}
+
+/// How many queues each port has.
+///
+/// # Errors
+/// What is asked for contradicts itself, or is more than the kernel can do.
+pub(super) fn check_sharing(config: &Config) -> Result<u32, Error> {
+    if config.workers.is_some() && config.share_ports == SharePorts::Off && config.ready == Ready::Bind {
+        return Err(Error::new("use --ready bind", "nobody sees a bind with --share-ports off"));
+    }
+    let queues = match config.balance {
+        Balance::Shared => 1,
+        Balance::PerWorker => count_workers(config).unwrap_or(1),
+    };
+    if queues > ports::MOST_QUEUES {
+        let cause = format!("the kernel can steer {} workers at the most, and there are {queues}", ports::MOST_QUEUES);
+        return Err(Error::new("use --balance per-worker", cause));
+    }
+    Ok(queues)
 }
 
 /// Lets panzer have as many descriptors as it may: it holds one for each worker and each queue. Gives what was before,
@@ -195,16 +212,13 @@ fn open_listeners(config: &Config, mut listeners: Vec<Listener>, queues: u32) ->
     listen::raise(listeners, lowest)
 }
 
-fn decider(config: &Config, workers: Option<u32>, are_ports_shared: bool) -> Result<Decider, Error> {
+fn decider(config: &Config, workers: Option<u32>, are_ports_shared: bool) -> Decider {
     let mut actions = if workers.is_some() { Actions::supervise() } else { Actions::init(config.stop.is_some()) };
     for (signal, action) in &config.on {
         actions.set(*signal, *action);
     }
-    if workers.is_some() && config.share_ports == SharePorts::Off && config.ready == Ready::Bind {
-        return Err(Error::new("use --ready bind", "nobody sees a bind with --share-ports off"));
-    }
     let ready = if are_ports_shared { config.ready } else { config.ready.without_sharing() };
-    Ok(match workers {
+    match workers {
         None => Decider::Init(Init::new(init::Settings {
             actions,
             stop: Schedule::or_standard(config.stop.as_ref()),
@@ -229,7 +243,7 @@ fn decider(config: &Config, workers: Option<u32>, are_ports_shared: bool) -> Res
             };
             Decider::Supervise(Supervisor::new(settings, std::time::Duration::ZERO))
         }
-    })
+    }
 }
 
 fn guard_settings(config: &Config) -> GuardSettings {

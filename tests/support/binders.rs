@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -18,9 +19,9 @@ use super::{example, process, wait_for, wait_until};
 /// Options for workers that are replaced at once, however often they die.
 pub(crate) const AT_ONCE: &str = "--ready exec --backoff 0:0";
 
-/// Says plainly what a run leaves out.
+/// Says plainly what a run leaves out, past the test harness, which would swallow it.
 pub(crate) fn left_out(what: &str) {
-    eprintln!("left out: {what}");
+    let _ = std::io::stderr().write_all(format!("left out: {what}\n").as_bytes());
 }
 
 pub(crate) fn is_root() -> bool {
