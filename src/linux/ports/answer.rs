@@ -236,9 +236,10 @@ impl Ports {
         self.shared.get(index).is_some_and(|shared| shared.has(inode))
     }
 
-    /// Whether it was bound, and used for something else or given up since.
+    /// Whether it was bound, and used for something else or given up since; or shut down, and panzer is still to hear of it.
     fn is_no_listener(&self, index: usize) -> bool {
-        self.shared.get(index).is_some_and(|shared| shared.is_connected() || shared.is_closed_again())
+        let is_none = |one: &SharedListener| one.is_connected() || one.is_closed_again() || one.is_dead_path();
+        self.shared.get(index).is_some_and(is_none)
     }
 
     /// The caller's socket, where it can be had, and what the caller has set on it.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
@@ -392,6 +392,17 @@ impl SharedListener {
     /// Whether it never listened, and whoever had it has closed it.
     pub(super) fn is_closed_again(&self) -> bool {
         self.backlog.is_none() && !self.is_open_somewhere()
+    }
+
+    /// Whether it is a UNIX listener that was shut down. It stays so.
+    pub(super) fn is_dead_path(&self) -> bool {
+        let is_shut_down = |socket: &Rc<OwnedFd>| {
+            let mut state = [PollFd::new(socket, PollFlags::RDHUP)];
+            let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut state, Some(&none)).is_ok_and(|count| count > 0)
+        };
+        let is_path = matches!(self.address, Address::Path(_));
+        is_path && !self.declared && self.backlog.is_some() && self.sockets.iter().any(is_shut_down)
     }
 
     /// Whether any process below panzer has one of the sockets. The maker is asked first: mostly it has.
