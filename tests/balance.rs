@@ -186,16 +186,18 @@ fn per_worker_the_options_but_one_are_the_apps_own() {
 
 #[test]
 fn per_worker_paths_stay_one_queue() {
-    let scratch = Binders::directory();
-    let path = scratch.path("x.sock");
-    let steps = format!("fd=3 inode unlink={0} unix bind={0} listen=5 inode serve sleep", path.display());
-    let options = format!("-n 3 --balance per-worker -l unix://{}.declared", path.display());
-    let all = Binders::start_in(scratch, &options, &steps);
-    all.wait_all(3, "serve -> ok");
-    let inodes: BTreeSet<Vec<String>> = (0..3).map(|slot| all.values(slot, "inode", 2)).collect();
-    assert_eq!(inodes.len(), 1);
-    all.wait_answers(&load::Addr::Unix(path), 3);
-    all.end();
+    for (way, wrapper) in ways() {
+        let scratch = Binders::directory();
+        let path = scratch.path("x.sock");
+        let steps = format!("fd=3 inode unlink={0} unix bind={0} listen=5 inode serve sleep", path.display());
+        let options = format!("-n 3 --balance per-worker -l unix://{}.declared", path.display());
+        let all = Binders::start_through(scratch, &wrapper, &options, |out| binder(out, &steps));
+        all.wait_all(3, "serve -> ok");
+        let inodes: BTreeSet<Vec<String>> = (0..3).map(|slot| all.values(slot, "inode", 2)).collect();
+        assert_eq!(inodes.len(), 1, "{way}");
+        all.wait_answers(&load::Addr::Unix(path), 3);
+        all.end();
+    }
 }
 
 #[test]

@@ -282,6 +282,28 @@ fn a_path_that_is_bound_under_another_name_and_renamed_is_the_last_ones_and_no_o
     }
 }
 
+#[test]
+fn a_path_whose_directory_was_removed_and_made_again_is_shared_anew() {
+    let scratch = Binders::directory();
+    let directory = scratch.path("run");
+    let make = || {
+        fs::create_dir(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+    };
+    make();
+    let path = directory.join("x.sock");
+    let all = Binders::start_in(scratch, &format!("-n 2 {AT_ONCE}"), &serving(&path));
+    all.wait_all(2, "serve -> ok");
+    fs::remove_dir_all(&directory).unwrap();
+    make();
+    for slot in 0..2 {
+        all.running.kill_worker(slot);
+        all.wait_lines(slot, "serve -> ok", 2);
+    }
+    all.wait_answers(&Addr::Unix(path), 2);
+    all.end();
+}
+
 // What the path is like
 
 /// Mode, user, group of a path that these steps make.

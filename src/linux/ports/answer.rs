@@ -236,9 +236,12 @@ impl Ports {
         self.shared.get(index).is_some_and(|shared| shared.has(inode))
     }
 
-    /// Whether it was bound, and used for something else or given up since; or shut down, and panzer is still to hear of it.
+    /// Whether it was bound, and used for something else or given up since; or nobody can reach it any more, and panzer is
+    /// still to hear of it.
     fn is_no_listener(&self, index: usize) -> bool {
-        let is_none = |one: &SharedListener| one.is_connected() || one.is_closed_again() || one.is_dead_path();
+        let is_none = |one: &SharedListener| {
+            one.is_connected() || one.is_closed_again() || one.is_dead_path() || one.has_lost_its_path()
+        };
         self.shared.get(index).is_some_and(is_none)
     }
 

@@ -175,8 +175,10 @@ impl FirstBind<'_> {
     /// A socket that is like the caller's.
     fn new_socket(&self) -> Result<OwnedFd, Errno> {
         // Multipath TCP knows no groups; its clients speak plain TCP then.
-        let protocol = if self.queues > 1 { Some(Protocol::Tcp) } else { self.socket.protocol };
-        let protocol = protocol.ok_or(Errno::PROTONOSUPPORT)?;
+        let protocol = match self.socket.protocol.ok_or(Errno::PROTONOSUPPORT)? {
+            Protocol::Mptcp if self.queues > 1 => Protocol::Tcp,
+            protocol @ (Protocol::Tcp | Protocol::Mptcp | Protocol::UnixStream) => protocol,
+        };
         let socket = new_socket(protocol, self.socket.is_ipv6)?;
         if self.taken.is_none() && protocol != Protocol::UnixStream {
             // Many servers set it on the listener, where it costs nothing to have; it is not watched, since others set it
@@ -403,6 +405,17 @@ impl SharedListener {
         };
         let is_path = matches!(self.address, Address::Path(_));
         is_path && !self.declared && self.backlog.is_some() && self.sockets.iter().any(is_shut_down)
+    }
+
+    /// Whether its path is gone for good: somebody has removed the directory with all that is in it, or there was no
+    /// second link.
+    pub(super) fn has_lost_its_path(&self) -> bool {
+        let is_gone = match (&self.address, &self.name) {
+            (_, Some(name)) => name.restore().is_err(),
+            (Address::Path(path), None) => !path.exists(),
+            (Address::Internet(_), None) => false,
+        };
+        !self.declared && is_gone
     }
 
     /// Whether any process below panzer has one of the sockets. The maker is asked first: mostly it has.
