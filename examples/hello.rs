@@ -1,7 +1,7 @@
 //! The bundled example server: a small HTTP/1.1 server that says which worker answered.
 //!
 //! ```text
-//! hello [ADDRESS] [--start-delay MS] [--deaf]
+//! hello [ADDRESS] [--start-delay MS] [--deaf] [--abrupt]
 //! ```
 //!
 //! It serves the inherited listener at descriptor 3 (TCP or UNIX stream) when `LISTEN_FDS` and
@@ -13,6 +13,10 @@
 //! waits for their next request for at most one second) and exits with status 0. `--start-delay`
 //! sleeps before the address is bound and the first connection accepted; `--deaf` ignores TERM.
 //!
+//! With `--abrupt` it is the server that a supervisor should fear: on TERM it ends at once, whatever it has in hand, and
+//! every connection is for one request. Its last line on standard error is `hello: dropped=N`, where N is exactly how
+//! many connections it had accepted and not answered.
+//!
 //! A worker shares its listener with the others, so one thing needs care: a connection that was
 //! accepted must be answered, and the listener must not be changed for the others (no `O_NONBLOCK`,
 //! no `shutdown`). The main thread therefore blocks in `accept`, and TERM interrupts it there. A
@@ -20,13 +24,13 @@
 //! the main thread has left its loop.
 
 use std::env;
-use std::io;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,6 +51,9 @@ const LONGEST_HEAD: usize = 64 * 1024;
 static STOPPING: AtomicBool = AtomicBool::new(false);
 /// Set once the main thread will not accept again.
 static ACCEPT_ENDED: AtomicBool = AtomicBool::new(false);
+/// With `--abrupt`: how many connections were accepted and not answered. Who answers holds it until the answer is written
+/// and counted, and so does the end: an answer comes whole and counted, or not at all.
+static UNANSWERED: Mutex<u64> = Mutex::new(0);
 /// The pipe (read end, write end) that becomes readable, for good, when TERM arrives.
 static STOP_PIPE: OnceLock<(OwnedFd, OwnedFd)> = OnceLock::new();
 
@@ -65,6 +72,7 @@ struct Options {
     address: String,
     start_delay: Duration,
     deaf: bool,
+    abrupt: bool,
 }
 
 fn run() -> io::Result<()> {
@@ -98,8 +106,11 @@ fn run() -> io::Result<()> {
 
     // Each connection's thread holds a sender: the channel is closed when the last one has ended.
     let (in_hand, all_done) = mpsc::channel::<()>();
-    let accepted = accept_until_term(&listener, stop.as_fd(), &answer, &in_hand);
+    let accepted = accept_until_term(&listener, stop.as_fd(), &answer, &in_hand, options.abrupt);
     ACCEPT_ENDED.store(true, Ordering::SeqCst);
+    if options.abrupt && accepted.is_ok() {
+        end_abruptly();
+    }
     drop(in_hand);
     accepted?;
     // Every connection ends by itself; this bound is for a client that does not read its answer.
@@ -108,11 +119,13 @@ fn run() -> io::Result<()> {
 }
 
 fn parse_options() -> io::Result<Options> {
-    let mut options = Options { address: "127.0.0.1:8080".to_string(), start_delay: Duration::ZERO, deaf: false };
+    let address = "127.0.0.1:8080".to_string();
+    let mut options = Options { address, start_delay: Duration::ZERO, deaf: false, abrupt: false };
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--deaf" => options.deaf = true,
+            "--abrupt" => options.abrupt = true,
             "--start-delay" => {
                 let milliseconds = arguments
                     .next()
@@ -183,15 +196,21 @@ fn accept_until_term(
     stop: BorrowedFd<'static>,
     answer: &Arc<str>,
     in_hand: &mpsc::Sender<()>,
+    abrupt: bool,
 ) -> io::Result<()> {
     while !STOPPING.load(Ordering::SeqCst) {
         match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
             Ok(connection) => {
+                // TERM ends nothing before the count: its handler only says that this loop shall end.
+                *unanswered() += u64::from(abrupt);
                 let answer = Arc::clone(answer);
                 let in_hand = in_hand.clone();
                 let serve = move || {
                     // An error here is the client's own end of the connection: nothing to do.
-                    let _ = serve_connection(&connection, stop, &answer);
+                    let _ = match abrupt {
+                        true => serve_one(&connection, stop, &answer),
+                        false => serve_connection(&connection, stop, &answer),
+                    };
                     drop(in_hand);
                 };
                 if let Err(error) = thread::Builder::new().stack_size(128 * 1024).spawn(serve) {
@@ -217,17 +236,45 @@ fn serve_connection(connection: &OwnedFd, stop: BorrowedFd<'_>, answer: &str) ->
     let mut received = Vec::new();
     while let Some(request) = read_request(connection, stop, &mut received)? {
         let close = !request.keep_alive || STOPPING.load(Ordering::SeqCst);
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n",
-            answer.len(),
-            if close { "close" } else { "keep-alive" },
-        );
-        write_all(connection, (head + answer).as_bytes())?;
+        write_all(connection, whole_answer(answer, close).as_bytes())?;
         if close {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// Answers the one request of a connection, with `--abrupt`.
+fn serve_one(connection: &OwnedFd, stop: BorrowedFd<'_>, answer: &str) -> io::Result<()> {
+    let request = read_request(connection, stop, &mut Vec::new());
+    let mut unanswered = unanswered();
+    *unanswered -= 1;
+    match request? {
+        Some(_) => write_all(connection, whole_answer(answer, true).as_bytes()),
+        None => Ok(()),
+    }
+}
+
+fn unanswered() -> MutexGuard<'static, u64> {
+    UNANSWERED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says what is dropped, and ends: nobody answers any more, since that takes the number that is held here.
+#[allow(unsafe_code, reason = "no safe call ends a process at once")]
+fn end_abruptly() -> ! {
+    let dropped = unanswered();
+    // In one piece: the others write to the same pipe.
+    let _ = io::stderr().write_all(format!("hello: dropped={dropped}\n").as_bytes());
+    // SAFETY: the call takes a number and does not return.
+    unsafe { libc::_exit(0) }
+}
+
+fn whole_answer(answer: &str, close: bool) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n{answer}",
+        answer.len(),
+        if close { "close" } else { "keep-alive" },
+    )
 }
 
 /// What matters of a request.

@@ -44,6 +44,16 @@
 //! | `orphans=N` | makes N processes, one after the other, that lose their parent and end at once |
 //! | `accept` | accepts one connection on descriptor 3 and prints `accepted nodelay=BOOL` about its socket |
 //! | `print=TEXT` | prints a line |
+//! | `wait=FILE`, `touch=FILE`, `remove=FILE` | waits until the file exists, makes it, removes it |
+//! | `until=SIGNAL` | goes on when that signal comes; from before the report on all signals are blocked, and stay so |
+//! | `eat=N` | takes N MB of memory, for good |
+//! | `ready` | writes a line feed to `PANZER_READY_FD` |
+//! | `notify=TEXT` | sends TEXT to `NOTIFY_SOCKET`, with a line feed for each `\n`; one that cannot be sent is named on stderr |
+//! | `notify-size=N` | sends it one message of N bytes |
+//! | `notify-many=N` | sends it N messages of `STATUS=` |
+//! | `notify-garbage` | sends it what is no message, among it the empty one and what nearly says `READY=1` |
+//! | `barrier=N` | N times: sends `BARRIER=1` with a descriptor, and waits until it is closed, as sd_notify_barrier(3) |
+//! | `beat=FILE` | sends `WATCHDOG=1` every 20 ms until the file exists |
 //!
 //! After the last action it exits with status 0. With `-` or a directory the processes that are
 //! started get the same `OUTFILE`.
@@ -52,13 +62,18 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::fd::BorrowedFd;
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 fn main() -> ExitCode {
     // The open descriptors come first, before anything here opens one.
@@ -85,6 +100,18 @@ enum Action {
     Orphans(u32),
     Accept,
     Print(String),
+    Wait(PathBuf),
+    Touch(PathBuf),
+    Remove(PathBuf),
+    Until(i32),
+    Eat(usize),
+    Ready,
+    Notify(String),
+    NotifySize(usize),
+    NotifyMany(u32),
+    NotifyGarbage,
+    Barrier(u32),
+    Beat(PathBuf),
 }
 
 fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
@@ -103,6 +130,7 @@ fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
                 change_mask(libc::SIG_BLOCK)?;
                 append(file, "")?;
             }
+            Action::Until(_) => change_mask(libc::SIG_BLOCK)?,
             Action::Sleep
             | Action::Exit(_)
             | Action::Kill(_)
@@ -110,12 +138,24 @@ fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
             | Action::SpawnSetsid
             | Action::Orphans(_)
             | Action::Accept
-            | Action::Print(_) => {}
+            | Action::Print(_)
+            | Action::Wait(_)
+            | Action::Touch(_)
+            | Action::Remove(_)
+            | Action::Eat(_)
+            | Action::Ready
+            | Action::Notify(_)
+            | Action::NotifySize(_)
+            | Action::NotifyMany(_)
+            | Action::NotifyGarbage
+            | Action::Barrier(_)
+            | Action::Beat(_) => {}
         }
     }
     write_report(&outfile, &report)?;
 
     let mut children: Vec<Child> = Vec::new();
+    let mut eaten: Vec<Vec<u8>> = Vec::new();
     for action in actions {
         match action {
             Action::Sleep => sleep_for_ever(),
@@ -128,6 +168,28 @@ fn run(descriptors: io::Result<String>) -> io::Result<ExitCode> {
             Action::Orphans(count) => make_orphans(count)?,
             Action::Accept => accept()?,
             Action::Print(text) => println!("{text}"),
+            Action::Wait(file) => {
+                while !file.exists() {
+                    thread::sleep(Duration::from_millis(2));
+                }
+            }
+            Action::Touch(file) => append(&file, "")?,
+            Action::Remove(file) => fs::remove_file(file)?,
+            Action::Until(signal) => while take_signal()? != signal {},
+            // Written to, or the kernel would not give any.
+            Action::Eat(megabytes) => eaten.push(std::hint::black_box(vec![1; megabytes << 20])),
+            Action::Ready => ready()?,
+            Action::Notify(text) => notify(text.replace("\\n", "\n").as_bytes()),
+            Action::NotifySize(size) => notify(&vec![b'x'; size]),
+            Action::NotifyMany(count) => (0..count).for_each(|number| notify(format!("STATUS={number}").as_bytes())),
+            Action::NotifyGarbage => GARBAGE.iter().for_each(|message| notify(message)),
+            Action::Barrier(count) => (0..count).try_for_each(|_| barrier())?,
+            Action::Beat(file) => {
+                while !file.exists() {
+                    notify(b"WATCHDOG=1");
+                    thread::sleep(Duration::from_millis(20));
+                }
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -150,6 +212,18 @@ fn parse_action(text: &OsStr) -> io::Result<Action> {
         "orphans" => Action::Orphans(value.parse().map_err(|_| unknown())?),
         "accept" => Action::Accept,
         "print" => Action::Print(value.to_string()),
+        "wait" => Action::Wait(value.into()),
+        "touch" => Action::Touch(value.into()),
+        "remove" => Action::Remove(value.into()),
+        "until" => Action::Until(number()?),
+        "eat" => Action::Eat(value.parse().map_err(|_| unknown())?),
+        "ready" => Action::Ready,
+        "notify" => Action::Notify(value.to_string()),
+        "notify-size" => Action::NotifySize(value.parse().map_err(|_| unknown())?),
+        "notify-many" => Action::NotifyMany(value.parse().map_err(|_| unknown())?),
+        "notify-garbage" => Action::NotifyGarbage,
+        "barrier" => Action::Barrier(value.parse().map_err(|_| unknown())?),
+        "beat" => Action::Beat(value.into()),
         _ => return Err(unknown()),
     })
 }
@@ -364,8 +438,15 @@ fn reset_signals() {
 }
 
 /// Appends the number of each signal to `file`, for ever.
-#[allow(unsafe_code, reason = "a raw system call")]
 fn record_signals(file: &Path) -> io::Result<()> {
+    loop {
+        append(file, &format!("{}\n", take_signal()?))?;
+    }
+}
+
+/// Waits for a signal and takes it; all of them are blocked.
+#[allow(unsafe_code, reason = "a raw system call")]
+fn take_signal() -> io::Result<i32> {
     let mask: *const u64 = &ALL_SIGNALS;
     let info = std::ptr::null_mut::<libc::siginfo_t>();
     let no_limit = std::ptr::null::<libc::timespec>();
@@ -373,13 +454,74 @@ fn record_signals(file: &Path) -> io::Result<()> {
         // SAFETY: `mask` points to a mask of the size given; the other two may be null.
         let signal = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, mask, info, no_limit, MASK_SIZE) };
         if signal > 0 {
-            append(file, &format!("{signal}\n"))?;
-        } else {
-            let error = io::Error::last_os_error();
-            // A stop and its CONT end the wait too.
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
+            return i32::try_from(signal).map_err(io::Error::other);
+        }
+        let error = io::Error::last_os_error();
+        // A stop and its CONT end the wait too.
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
         }
     }
+}
+
+fn variable(name: &str) -> io::Result<String> {
+    env::var(name).map_err(|error| io::Error::other(format!("{name}: {error}")))
+}
+
+/// Says that this is ready, as s6 has it.
+#[allow(unsafe_code, reason = "a descriptor known by its number alone has no safe constructor")]
+fn ready() -> io::Result<()> {
+    let number = variable("PANZER_READY_FD")?.parse().map_err(io::Error::other)?;
+    // SAFETY: it is used for this call only; one that is not open makes the call fail.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::write(descriptor, b"\n")?;
+    Ok(())
+}
+
+/// What is no message, or none that panzer may act upon.
+const GARBAGE: [&[u8]; 12] = [
+    b"",
+    b"\n",
+    b"\n\n\n",
+    b"=",
+    b"\0",
+    b"\xff\xfe=\x80\n\0\0",
+    b"READY",
+    b"READY=",
+    b"READY=0",
+    b"READY=11",
+    b"XREADY=1",
+    b"STATUS=READY=1",
+];
+
+/// A socket that is connected to `NOTIFY_SOCKET`; a name that begins with `@` is an abstract one.
+fn notify_socket() -> io::Result<UnixDatagram> {
+    let name = variable("NOTIFY_SOCKET")?;
+    let socket = UnixDatagram::unbound()?;
+    match name.strip_prefix('@') {
+        Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+        None => socket.connect(name)?,
+    }
+    Ok(socket)
+}
+
+fn notify(message: &[u8]) {
+    if let Err(error) = notify_socket().and_then(|socket| socket.send(message)) {
+        eprintln!("probe: cannot notify: {error}");
+    }
+}
+
+/// The other end of the pipe is closed once all messages before this one were read.
+fn barrier() -> io::Result<()> {
+    let (mut reader, writer) = io::pipe()?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let rights = [writer.as_fd()];
+    if !control.push(SendAncillaryMessage::ScmRights(&rights)) {
+        return Err(io::Error::other("there is no room for a descriptor"));
+    }
+    rustix::net::sendmsg(&notify_socket()?, &[IoSlice::new(b"BARRIER=1")], &mut control, SendFlags::NOSIGNAL)?;
+    drop(writer);
+    reader.read_to_end(&mut Vec::new())?;
+    Ok(())
 }

@@ -14,9 +14,13 @@ use crate::supervisor::report::Level;
 use crate::supervisor::restart::{Backoff, Restart};
 use crate::supervisor::stop::Schedule;
 use crate::supervisor::worker::{Ready, STANDARD_DELAY};
+use crate::supervisor::{Age, Replacement};
 
 /// `0.1.0`
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The most workers that can be asked for; a typing mistake must not fork for minutes.
+pub const MOST_WORKERS: u32 = 10_000;
 
 /// How many workers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,16 +141,30 @@ pub struct Config {
     pub balance: Balance,
     /// When a worker is ready.
     pub ready: Ready,
+    /// How long it may take to show that.
+    pub ready_timeout: Duration,
     /// Whether an ended worker is started again.
     pub restart: Restart,
     /// The delays before that.
     pub backoff: Backoff,
+    /// No two starts are closer together.
+    pub stagger: Duration,
     /// Lives in a row that may end before any worker is ready; 0: any number.
     pub crash_limit: u32,
     /// Statuses that end it all.
     pub fatal_exits: Vec<Status>,
     /// How workers are stopped; `None`: TERM/25/KILL in supervise mode, nothing of our own in init mode.
     pub stop: Option<Schedule>,
+    /// How one is stopped while the others go on; `None`: as all are.
+    pub reload_stop: Option<Schedule>,
+    /// How workers are replaced.
+    pub replacement: Replacement,
+    /// How old they may become.
+    pub max_age: Option<Age>,
+    /// How many bytes a worker's process group may use.
+    pub max_rss: Option<u64>,
+    /// How often they must beat.
+    pub watchdog: Option<Duration>,
     /// How long what was left behind may take after TERM.
     pub linger: Duration,
     /// Changed signals.
@@ -155,6 +173,10 @@ pub struct Config {
     pub no_group: bool,
     /// What panzer gets when its own parent dies.
     pub pdeathsig: Option<Signal>,
+    /// Where panzer's pid is written.
+    pub pid_file: Option<PathBuf>,
+    /// Where the workers' generations and pids are written.
+    pub status_file: Option<PathBuf>,
     /// The quietest lines that are still printed.
     pub level: Level,
     /// How they look.
@@ -185,15 +207,24 @@ impl Default for Config {
             share_ports: SharePorts::Auto,
             balance: Balance::Shared,
             ready: Ready::BindOrDelay(STANDARD_DELAY),
+            ready_timeout: Duration::from_secs(60),
             restart: Restart::Always,
             backoff: Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) },
+            stagger: Duration::ZERO,
             crash_limit: 5,
             fatal_exits: Vec::new(),
             stop: None,
+            reload_stop: None,
+            replacement: Replacement { tries: 1, surge: 1, kill_old_delay: Duration::ZERO },
+            max_age: None,
+            max_rss: None,
+            watchdog: None,
             linger: Duration::from_secs(2),
             on: Vec::new(),
             no_group: false,
             pdeathsig: None,
+            pid_file: None,
+            status_file: None,
             level: Level::Info,
             log_format: LogFormat::Text,
             ok_exits: Vec::new(),

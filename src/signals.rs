@@ -58,6 +58,8 @@ impl Signal {
     pub const QUIT: Self = Self(3);
     /// `SIGBUS`
     pub const BUS: Self = Self(7);
+    /// `SIGABRT`
+    pub const ABRT: Self = Self(6);
     /// `SIGKILL`
     pub const KILL: Self = Self(9);
     /// `SIGUSR1`

@@ -66,12 +66,12 @@ fn request(port: u16) -> End {
 }
 
 /// Requests some of which wait at a worker that is stopped.
-struct Waiting(Vec<JoinHandle<End>>);
+pub(crate) struct Waiting(Vec<JoinHandle<End>>);
 
 impl Waiting {
     /// Sends so many requests, each of which is answered or waits in a queue when this returns.
     #[track_caller]
-    fn at(port: u16, count: usize) -> Waiting {
+    pub(crate) fn at(port: u16, count: usize) -> Waiting {
         let waiting = Waiting((0..count).map(|_| thread::spawn(move || request(port))).collect());
         // Twice, since what waits at another worker is taken from its queue before it is answered.
         wait_until("each is answered or waits", || {
@@ -90,7 +90,7 @@ impl Waiting {
 
     /// How many were answered by each worker, and how many reset.
     #[track_caller]
-    fn ends(self) -> (BTreeMap<String, usize>, usize) {
+    pub(crate) fn ends(self) -> (BTreeMap<String, usize>, usize) {
         let (mut answered, mut reset) = (BTreeMap::new(), 0);
         for one in self.0 {
             match one.join().unwrap() {

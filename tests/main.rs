@@ -9,17 +9,23 @@
 )]
 
 mod balance;
+mod coming_from;
 mod documents;
 mod init_mode;
 mod listeners;
+mod losses;
 mod orphans;
 mod pid1;
+mod readiness;
+mod recycle;
 mod refusals;
+mod reload;
 mod servers;
 mod share_lives;
 mod share_ports;
 mod share_unix;
 mod share_users;
+mod state_files;
 mod stress;
 mod structure;
 mod supervise;

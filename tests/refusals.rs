@@ -95,7 +95,7 @@ fn a_bad_option_is_named_with_its_value_and_the_cause() {
         (&["--stop", "TREM"], &["--stop TREM", "\"TREM\" is not a signal"]),
         (&["--on", "TERM"], &["--on TERM", "SIG=ACTION"]),
         (&["--on", "TREM=stop"], &["--on TREM=stop", "\"TREM\" is not a signal"]),
-        (&["--on", "TERM=jump"], &["--on TERM=jump", "\"jump\" is none of stop, stop-now, forward"]),
+        (&["--on", "TERM=jump"], &["--on TERM=jump", "\"jump\" is none of stop, stop-now"]),
         (&["--on", "KILL=stop"], &["--on KILL=stop", "SIGKILL"]),
         (&["--on", "CHLD=ignore"], &["--on CHLD=ignore", "SIGCHLD"]),
         (&["--pdeathsig", "65"], &["--pdeathsig 65", "\"65\" is not a signal"]),
@@ -114,7 +114,39 @@ fn a_bad_option_is_named_with_its_value_and_the_cause() {
         (&["--restart", "sometimes"], &["--restart sometimes", "none of always, on-failure and never"]),
         (&["--backoff", "1s"], &["--backoff 1s", "MIN:MAX"]),
         (&["--backoff", "2s:1s"], &["--backoff 2s:1s", "MIN is longer than MAX"]),
-        (&["--ready", "soon"], &["--ready soon", "\"soon\" is none of exec, delay:T and bind"]),
+        (&["--ready", "soon"], &["--ready soon", "\"soon\" is none of exec, delay:T"]),
+        (&["--ready", "notify:x"], &["--ready notify:x", "\"notify:x\""]),
+        (&["--ready", "fd=3"], &["--ready fd=3", "\"fd=3\""]),
+        (&["--ready", ""], &["--ready", "\"\" is none of exec, delay:T"]),
+        (&["--ready-timeout", "soon"], &["--ready-timeout soon", "\"soon\" is not a duration"]),
+        (&["--ready-timeout", "-1s"], &["--ready-timeout -1s", "duration"]),
+        (&["--reload-stop", "TREM"], &["--reload-stop TREM", "\"TREM\" is not a signal"]),
+        (&["--reload-stop", "TERM/x/KILL"], &["--reload-stop TERM/x/KILL", "whole number of seconds"]),
+        (&["--reload-stop", ""], &["--reload-stop", "signal"]),
+        (&["--reload-tries", "-1"], &["--reload-tries -1", "\"-1\" is not a whole number"]),
+        (&["--reload-tries", "often"], &["--reload-tries often", "whole number"]),
+        (&["--surge", "0"], &["--surge 0", "\"0\" is not a whole number from 1"]),
+        (&["--surge", "all"], &["--surge all", "\"all\" is not a whole number"]),
+        (&["--kill-old-delay", "1.5s"], &["--kill-old-delay 1.5s", "duration"]),
+        (&["--stagger", "x"], &["--stagger x", "\"x\" is not a duration"]),
+        (&["--max-age", "old"], &["--max-age old", "\"old\" is not a duration"]),
+        (&["--max-age", "1h~"], &["--max-age 1h~", "duration"]),
+        (&["--max-age", "~1h"], &["--max-age ~1h", "duration"]),
+        (&["--max-age", "1h~x"], &["--max-age 1h~x", "\"x\" is not a duration"]),
+        (&["--max-rss", "much"], &["--max-rss much", "\"much\" is not"]),
+        (&["--max-rss", "512X"], &["--max-rss 512X", "\"512X\" is not"]),
+        (&["--max-rss", "1.5G"], &["--max-rss 1.5G", "\"1.5G\" is not"]),
+        (&["--max-rss", "-1"], &["--max-rss -1", "\"-1\" is not"]),
+        (&["--max-rss", "M"], &["--max-rss M", "\"M\" is not"]),
+        (&["--max-rss", "99999999999999999999"], &["--max-rss 99999999999999999999", "is not"]),
+        (&["--max-rss", "99999999999999999G"], &["--max-rss 99999999999999999G", "is not"]),
+        (&["--max-rss", ""], &["--max-rss", "\"\" is not"]),
+        (&["--watchdog", "barks"], &["--watchdog barks", "\"barks\" is not a duration"]),
+        (&["--watchdog", "0"], &["--watchdog 0", "\"0\""]),
+        (&["--max-age", "0"], &["--max-age 0", "\"0\""]),
+        (&["--max-rss", "0"], &["--max-rss 0", "\"0\""]),
+        (&["--on", "HUP=reload-all"], &["--on HUP=reload-all", "\"reload-all\" is none of stop, stop-now"]),
+        (&["--on", "HUP=scale"], &["--on HUP=scale", "\"scale\" is none of stop, stop-now"]),
         (&["--ready", "delay:x"], &["--ready delay:x", "\"x\" is not a duration"]),
         (&["--fatal-exit", "x"], &["--fatal-exit x", "exit status"]),
         (&["--share-ports", "maybe"], &["--share-ports maybe", "\"maybe\" is none of auto, on and off"]),
@@ -124,6 +156,30 @@ fn a_bad_option_is_named_with_its_value_and_the_cause() {
     ] {
         marker.refuses(&WITH_WORKERS, options, parts);
     }
+}
+
+#[test]
+fn what_is_about_workers_is_refused_without_n() {
+    let marker = Marker::new();
+    let file = marker.scratch.path("file").display().to_string();
+    for (option, value) in [
+        ("--ready", "notify"),
+        ("--ready", "fd"),
+        ("--ready-timeout", "1s"),
+        ("--reload-stop", "TERM"),
+        ("--reload-tries", "2"),
+        ("--surge", "2"),
+        ("--kill-old-delay", "1s"),
+        ("--stagger", "1s"),
+        ("--max-age", "1h~10m"),
+        ("--max-rss", "512M"),
+        ("--watchdog", "10s"),
+        ("--pid-file", &file),
+        ("--status-file", &file),
+    ] {
+        marker.refuses(&[&[], &["--check"]], &[option, value], &[&format!("cannot use {option}"), "needs -n"]);
+    }
+    assert!(!Path::new(&file).exists());
 }
 
 #[test]
@@ -165,6 +221,15 @@ fn what_a_variable_holds_is_refused_with_the_variables_name() {
         ("PANZER_LISTEN", "tcp://127.0.0.1:0 nowhere", &["PANZER_LISTEN=", "nowhere", "\"nowhere\" is not an address"]),
         ("PANZER_QUIET", "maybe", &["PANZER_QUIET=maybe", "write 1 or 0"]),
         ("PANZER_CRASH_LIMIT", "x", &["PANZER_CRASH_LIMIT=x", "whole number"]),
+        ("PANZER_READY_TIMEOUT", "x", &["PANZER_READY_TIMEOUT=x", "\"x\" is not a duration"]),
+        ("PANZER_RELOAD_STOP", "TERM/", &["PANZER_RELOAD_STOP=TERM/"]),
+        ("PANZER_RELOAD_TRIES", "x", &["PANZER_RELOAD_TRIES=x", "whole number"]),
+        ("PANZER_SURGE", "0", &["PANZER_SURGE=0", "whole number from 1"]),
+        ("PANZER_KILL_OLD_DELAY", "x", &["PANZER_KILL_OLD_DELAY=x", "\"x\" is not a duration"]),
+        ("PANZER_STAGGER", "x", &["PANZER_STAGGER=x", "\"x\" is not a duration"]),
+        ("PANZER_MAX_AGE", "1h~x", &["PANZER_MAX_AGE=1h~x", "\"x\" is not a duration"]),
+        ("PANZER_MAX_RSS", "512X", &["PANZER_MAX_RSS=512X", "\"512X\" is not"]),
+        ("PANZER_WATCHDOG", "x", &["PANZER_WATCHDOG=x", "\"x\" is not a duration"]),
         ("PANZER_STOP", "TERM/", &["PANZER_STOP=TERM/"]),
         ("PANZER_ON", "TERM=stop HUP=x", &["PANZER_ON=", "\"x\" is none of"]),
         ("PANZER_USER", "no-such-user-1", &["no-such-user-1", "/etc/passwd"]),

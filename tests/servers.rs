@@ -16,7 +16,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::load::{self, Addr, Failure, Load, LoadOptions, Mode, Report};
+use crate::support::load::{self, Addr, Failure, Load, LoadOptions, Report};
 use crate::support::panzer::{Running, shell_status};
 use crate::support::ports::free_port;
 use crate::support::process::{self, Stat};
@@ -90,7 +90,7 @@ impl Server {
         clock.lap("the first answer of each");
 
         let deadline = deadline_or(PATIENCE);
-        let load = Load::start(addr.clone(), LoadOptions { connections: LOOPS, mode: Mode::Short, deadline });
+        let load = Load::start(addr.clone(), LoadOptions { connections: LOOPS, deadline, ..LoadOptions::default() });
         let mut random = Random::new();
         let mut serving = BTreeSet::new();
         for _ in 0..KILLS {
@@ -153,9 +153,9 @@ impl Server {
 }
 
 /// What the placeholders of a command stand for.
-struct Place<'a> {
-    port: u16,
-    scratch: &'a Path,
+pub(crate) struct Place<'a> {
+    pub(crate) port: u16,
+    pub(crate) scratch: &'a Path,
 }
 
 impl Place<'_> {
@@ -172,13 +172,13 @@ impl Place<'_> {
     }
 
     /// The words of a command; what is filled in may hold blanks.
-    fn words(&self, template: &str) -> Vec<String> {
+    pub(crate) fn words(&self, template: &str) -> Vec<String> {
         template.split_whitespace().map(|word| self.fill(word)).collect()
     }
 }
 
 /// Whether a command's program and a file are there; where not, says so.
-fn is_installed(name: &str, command: &[String], needs: &str) -> bool {
+pub(crate) fn is_installed(name: &str, command: &[String], needs: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_there = |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
     // Joined to a folder, an absolute path stays what it is.
@@ -196,7 +196,7 @@ fn is_installed(name: &str, command: &[String], needs: &str) -> bool {
 
 /// Starts panzer in a test's directory, so that nothing is left in another.
 #[track_caller]
-fn start(options: &str, command: &[String], directory: &Path) -> Running {
+pub(crate) fn start(options: &str, command: &[String], directory: &Path) -> Running {
     panzer(options, command)
         .cwd(directory)
         // An ordinary user of the tests has none; gunicorn keeps a control socket in it.
@@ -213,7 +213,7 @@ fn start(options: &str, command: &[String], directory: &Path) -> Running {
 
 /// Waits, longer than the other scenarios do, until there is a value.
 #[track_caller]
-fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let limit = deadline_or(PATIENCE);
     let end = Instant::now() + limit;
     loop {
@@ -226,7 +226,7 @@ fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// The worker whose process, or child, has given this answer; None where that one is gone by now.
-fn answering_worker(running: &Running, answer: &Result<String, Failure>) -> Option<u32> {
+pub(crate) fn answering_worker(running: &Running, answer: &Result<String, Failure>) -> Option<u32> {
     let body = answer.as_ref().ok()?;
     let pid = body.split_ascii_whitespace().find_map(|word| word.strip_prefix("pid=")?.parse().ok());
     let group = process::stat(pid.unwrap_or_else(|| panic!("no pid= in {body:?}")))?.pgid;

@@ -413,6 +413,8 @@ fn where_the_kernel_refuses_auto_says_so_once_and_what_to_do_and_the_workers_run
         for slot in 0..2 {
             all.wait_lines(slot, "serve -> ok", 1);
         }
+        // A worker may be there before panzer's words are.
+        all.running.wait_line("cannot share ports: ");
         let stderr = all.running.stderr();
         let said: Vec<&str> = stderr.lines().filter(|line| line.contains("cannot share ports: ")).collect();
         assert_eq!(said.len(), 1, "{stderr}");

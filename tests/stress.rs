@@ -23,7 +23,7 @@ fn five_hundred_kills_of_workers_under_load_refuse_no_connection() {
     let address = SocketAddr::from(([127, 0, 0, 1], running.port()));
     let start = |mode| {
         let deadline = Duration::from_secs(20);
-        Load::start(address, LoadOptions { connections: CONNECTIONS, mode, deadline })
+        Load::start(address, LoadOptions { connections: CONNECTIONS, mode, deadline, ..LoadOptions::default() })
     };
     let (short, kept) = (start(Mode::Short), start(Mode::KeepAlive));
 

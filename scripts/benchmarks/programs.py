@@ -23,9 +23,9 @@ class Programs:
             inside_venv = os.path.join(VENV_BIN, name)
             return inside_venv if os.access(inside_venv, os.X_OK) else shutil.which(name)
 
-        names = "tini tini-static dumb-init catatonit runsvdir runsv start_server supervisord circusd".split()
+        names = "tini tini-static dumb-init catatonit runsvdir runsv start_server supervisord circusd gunicorn uwsgi"
         tools = "node wrk strace unshare setpriv true sleep".split()
-        self.path = {"panzer": panzer, **{name: find(name) for name in [*names, *tools]}}
+        self.path = {"panzer": panzer, **{name: find(name) for name in [*names.split(), *tools]}}
         pm2 = os.path.join(PM2, "bin", "pm2")
         self.path["pm2"] = pm2 if os.path.exists(pm2) and self.path["node"] else None
 
@@ -60,6 +60,19 @@ def compiled(name, directory):
     if not compiler or subprocess.run([compiler, "-O2", "-static", "-o", path, source]).returncode:
         return None
     return path
+
+
+def load_client():
+    """The tests' client, examples/load.rs, which unlike wrk sees a request that is never answered."""
+    target = os.path.abspath(os.path.join(ROOT, os.environ.get("CARGO_TARGET_DIR", "target")))
+    argv = ["cargo", "build", "--quiet", "--release", "--example", "load"]
+    try:
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except OSError:
+        raise LookupError("cargo is not installed, to make the client") from None
+    if done.returncode:
+        raise LookupError(f"the client cannot be made: {(done.stderr.strip().splitlines() or ['?'])[0]}")
+    return os.path.join(target, "release", "examples", "load")
 
 
 def supervisord_config(directory, command, count):

@@ -36,6 +36,17 @@ class Report:
         self.title = title
         print(f"\n{title}\n  {'':<{WIDTH}}{'n':>5}{'median':>12}{'p90':>12}")
 
+    def table(self, title, columns):
+        """A section whose lines have columns of their own; cells() makes one."""
+        self.title, self.columns = title, columns
+        print(f"\n{title}\n  {'':<{WIDTH}}" + "".join(f"{column:>12}" for column in columns))
+
+    def cells(self, who, values, note=""):
+        """One line of a table; without values: of what could not be taken."""
+        shown = [plain(value) for value in values] or ["-"] * len(self.columns)
+        print(f"  {who:<{WIDTH}}{''.join(f'{cell:>12}' for cell in shown)}   {note}".rstrip(), flush=True)
+        self.rows.append({"figure": self.title, "who": who, **dict(zip(self.columns, values)), "note": note})
+
     def row(self, who, samples, note=""):
         """One line of the table; gives the median back."""
         middle, high = median(samples), p90(samples)

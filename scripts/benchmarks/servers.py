@@ -30,7 +30,7 @@ def answers(port):
     try:
         with socket.create_connection(("127.0.0.1", port), 1) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            return connection.recv(1000).startswith(b"HTTP/1.1 200")
+            return re.match(rb"HTTP/1\.[01] 200", connection.recv(1000)) is not None
     except OSError:
         return False
 

@@ -3,10 +3,13 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::values::{self, Read};
-use crate::config::{Balance, Config, LogFormat, SharePorts, Show, Workers};
+use crate::config::{Balance, Config, LogFormat, MOST_WORKERS, SharePorts, Show, Workers};
+use crate::error::cause;
 use crate::signals::Signal;
+use crate::supervisor::Age;
 use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
 use crate::supervisor::restart::{Backoff, Restart};
@@ -74,9 +77,6 @@ const SOCKETS: &str = "Sockets";
 const LIFECYCLE: &str = "Lifecycle";
 const SIGNALS: &str = "Signals";
 const OPERATION: &str = "Operation";
-
-/// The most workers that can be asked for; a typing mistake must not fork for minutes.
-const MOST_WORKERS: u32 = 10_000;
 
 /// Every option, in the order of the help.
 pub static OPTIONS: &[Opt] = &[
@@ -223,8 +223,20 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "when a worker counts as ready; exec (its program runs), delay:T (it has run for so long) or bind (it listens on a shared port)",
+        summary: "when a worker counts as ready; exec (its program runs), delay:T (it has run for so long), bind (it listens on a shared port), notify (READY=1, sd_notify) or fd (a newline on PANZER_READY_FD)",
         default: "bind where a port is shared, else (in a slot's first life) delay:1s",
+    },
+    Opt {
+        group: LIFECYCLE,
+        short: None,
+        long: "ready-timeout",
+        takes: Takes::One("T", |config, value| {
+            config.ready_timeout = values::duration(text(value)?)?;
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "time in which a worker must get ready; one that does not is stopped and replaced",
+        default: "60s",
     },
     Opt {
         group: LIFECYCLE,
@@ -254,6 +266,18 @@ pub static OPTIONS: &[Opt] = &[
         needs_workers: true,
         summary: "delay before a restart; none the first time, then MIN, doubling up to MAX; reset after 60s of being ready",
         default: "100ms:30s",
+    },
+    Opt {
+        group: LIFECYCLE,
+        short: None,
+        long: "stagger",
+        takes: Takes::One("T", |config, value| {
+            config.stagger = values::duration(text(value)?)?;
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "time between two starts of workers, at the least",
+        default: "0s",
     },
     Opt {
         group: LIFECYCLE,
@@ -294,6 +318,90 @@ pub static OPTIONS: &[Opt] = &[
     Opt {
         group: LIFECYCLE,
         short: None,
+        long: "reload-stop",
+        takes: Takes::One("SCHEDULE", |config, value| {
+            config.reload_stop = Some(Schedule::parse(text(value)?)?);
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "signals to stop one worker with while the others go on (reload, recycling, fewer workers)",
+        default: "as --stop",
+    },
+    Opt {
+        group: LIFECYCLE,
+        short: None,
+        long: "reload-tries",
+        takes: Takes::One("N", |config, value| {
+            config.replacement.tries = values::number(text(value)?, 0, u32::MAX)?;
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "end a reload when new workers have failed N times before they were ready, and keep the old ones; 0 is never",
+        default: "1",
+    },
+    Opt {
+        group: LIFECYCLE,
+        short: None,
+        long: "surge",
+        takes: Takes::One("N", |config, value| {
+            config.replacement.surge = values::number(text(value)?, 1, MOST_WORKERS)?;
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "how many processes there may be at once beyond one for each worker while workers are replaced",
+        default: "1",
+    },
+    Opt {
+        group: LIFECYCLE,
+        short: None,
+        long: "kill-old-delay",
+        takes: Takes::One("T", |config, value| {
+            config.replacement.kill_old_delay = values::duration(text(value)?)?;
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "how long an old worker goes on after the new one is ready",
+        default: "0s",
+    },
+    Opt {
+        group: LIFECYCLE,
+        short: None,
+        long: "max-age",
+        takes: Takes::One("T[~JITTER]", |config, value| {
+            config.max_age = Some(age(text(value)?)?);
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "replace a worker that has been ready for T, and up to JITTER more, as in a reload",
+        default: "",
+    },
+    Opt {
+        group: LIFECYCLE,
+        short: None,
+        long: "max-rss",
+        takes: Takes::One("SIZE", |config, value| {
+            config.max_rss = Some(values::size(text(value)?)?);
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "replace a worker whose process group uses more memory than SIZE (512M, 1G), as in a reload",
+        default: "",
+    },
+    Opt {
+        group: LIFECYCLE,
+        short: None,
+        long: "watchdog",
+        takes: Takes::One("T", |config, value| {
+            config.watchdog = Some(interval(text(value)?)?);
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "a ready worker must send WATCHDOG=1 (sd_notify) or a byte to PANZER_HEARTBEAT_FD every T; else it gets ABRT and is replaced",
+        default: "",
+    },
+    Opt {
+        group: LIFECYCLE,
+        short: None,
         long: "linger",
         takes: Takes::One("T", |config, value| {
             config.linger = values::duration(text(value)?)?;
@@ -318,7 +426,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "what a signal to panzer does; stop, stop-now, forward, forward:SIG or ignore",
+        summary: "what a signal to panzer does; stop, stop-now, reload, scale-up, scale-down, forward, forward:SIG or ignore",
         default: "",
     },
     Opt {
@@ -353,6 +461,30 @@ pub static OPTIONS: &[Opt] = &[
         }),
         needs_workers: false,
         summary: "count this exit status as 0 (143 is an end by TERM)",
+        default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "pid-file",
+        takes: Takes::One("PATH", |config, value| {
+            config.pid_file = Some(absolute(value)?);
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "write panzer's pid to PATH, and refuse to start where another panzer has it",
+        default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "status-file",
+        takes: Takes::One("PATH", |config, value| {
+            config.status_file = Some(absolute(value)?);
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "write GENERATION:PID of each worker to PATH, a line each",
         default: "",
     },
     Opt {
@@ -428,8 +560,26 @@ fn ready(text: &str) -> Read<Ready> {
         Some(delay) => Ok(Ready::Delay(values::duration(delay)?)),
         None if text == "exec" => Ok(Ready::Exec),
         None if text == "bind" => Ok(Ready::Bind),
-        None => Err(format!("\"{text}\" is none of exec, delay:T and bind")),
+        None if text == "notify" => Ok(Ready::Notify),
+        None if text == "fd" => Ok(Ready::Descriptor),
+        None => Err(format!("\"{text}\" is none of exec, delay:T, bind, notify and fd")),
     }
+}
+
+fn age(text: &str) -> Read<Age> {
+    let (least, jitter) = text.split_once('~').unwrap_or((text, "0"));
+    Ok(Age { least: interval(least)?, jitter: values::duration(jitter)? })
+}
+
+/// A duration that is not nothing.
+fn interval(text: &str) -> Read<Duration> {
+    let interval = values::duration(text)?;
+    if interval.is_zero() { Err(format!("\"{text}\" is no time at all")) } else { Ok(interval) }
+}
+
+/// panzer works in `/`, so a path is taken from where it was started.
+fn absolute(value: &OsStr) -> Read<PathBuf> {
+    std::path::absolute(value).map_err(|error| cause(&error))
 }
 
 fn backoff(text: &str) -> Read<Backoff> {

@@ -39,6 +39,21 @@ pub(super) fn number(text: &str, min: u32, max: u32) -> Read<u32> {
     }
 }
 
+/// `512M`, `1G`; a bare number is bytes.
+pub(super) fn size(text: &str) -> Read<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        _ => None,
+    };
+    let bytes = shift.and_then(|shift| number.parse::<u64>().ok()?.checked_mul(1 << shift));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| format!("\"{text}\" is not a size (write 512M or 1G)"))
+}
+
 /// An exit status.
 pub(super) fn status(text: &str) -> Read<Status> {
     text.parse::<u8>().map(Status).map_err(|_| format!("\"{text}\" is not an exit status from 0 to 255"))
@@ -168,6 +183,16 @@ mod tests {
         }
         for text in ["", "s", "1x", "-1", "1.5s", " 1", "1 s", "99999999999999999999", "999999999h", "１s"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("1", 1), ("4K", 4096), ("512M", 512 << 20), ("2G", 2 << 30)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "0M", "M", "1T", "1m", "-1", "1.5G", "99999999999G", " 1G"] {
+            assert!(size(text).is_err(), "{text}");
         }
     }
 

@@ -24,14 +24,14 @@ pub fn check(config: &Config) -> Result<String, Error> {
         Some(Workers::Count(count)) => drop(writeln!(out, "  workers: {count}")),
         Some(Workers::Auto) => drop(writeln!(out, "  workers: {} (auto)", cpus::usable())),
     }
-    let queues = prepare::check_sharing(config)?;
+    let count = prepare::check_sharing(config)?.count();
     if config.workers.is_some() {
         let shares = match config.share_ports {
             SharePorts::Auto => "shared where the kernel lets panzer see to it",
             SharePorts::On => "shared",
             SharePorts::Off => "each worker binds for itself",
         };
-        let _ = writeln!(out, "  ports: {shares}; {queues} queue{} each", if queues == 1 { "" } else { "s" });
+        let _ = writeln!(out, "  ports: {shares}; {count} queue{} each", if count == 1 { "" } else { "s" });
     }
     let directory = config.dir.clone().or_else(|| std::env::current_dir().ok()).unwrap_or_default();
     let _ = writeln!(out, "  in: {}", directory.display());

@@ -4,17 +4,24 @@
 
 use std::os::fd::OwnedFd;
 
+use super::feedback::{Feedback, Sender};
+use super::processes::{self, Process};
 use super::spawn::Failure;
 use super::sys::{self, Pid, Target};
 use crate::signals::Signal;
-use crate::supervisor::{Reach, WorkerId};
+use crate::supervisor::notice::Notice;
+use crate::supervisor::{Event, Reach, WorkerId};
 
 /// A worker's process, or what is left of its group.
 pub(super) struct Child {
     /// Whose it is.
     pub(super) worker: WorkerId,
-    /// Its number, which is its group's too.
+    /// The number of the process that panzer has started, which is its group's too.
     pub(super) pid: Pid,
+    /// The process that stands for the worker: the same, unless the worker has named another (`MAINPID=`).
+    pub(super) main: Pid,
+    /// What it tells of itself.
+    pub(super) feedback: Feedback,
     /// Open until the program is executed.
     pub(super) channel: Option<OwnedFd>,
     /// What went wrong before that; told when the child is reaped, which follows at once.
@@ -43,9 +50,36 @@ impl Children {
         self.0.iter().find(|child| child.worker == worker)
     }
 
-    /// The one whose main process `pid` is.
-    pub(super) fn running(&mut self, pid: Pid) -> Option<&mut Child> {
-        self.0.iter_mut().find(|child| child.pid == pid && !child.reaped)
+    /// The one that `pid` is the main process of, or was started as.
+    pub(super) fn with_process(&mut self, pid: Pid) -> Option<&mut Child> {
+        self.0.iter_mut().find(|child| !child.reaped && (child.main == pid || child.pid == pid))
+    }
+
+    /// What the worker that was started as `pid` has told. `close`: see [`Feedback::read`].
+    pub(super) fn hear(&mut self, pid: Pid, uid: u32, close: &mut dyn FnMut(&OwnedFd)) -> Vec<Event> {
+        let workers = self.groups().collect();
+        let Some(child) = self.with_process(pid) else { return Vec::new() };
+        let sender = Sender { process: child.pid, uid, workers };
+        let notices = child.feedback.read(&sender, close);
+        for notice in &notices {
+            if let Notice::MainProcess(number) = notice {
+                let named = Pid::from_number(*number).filter(|named| sender.may_name(*named));
+                child.main = named.unwrap_or(child.main);
+            }
+        }
+        let worker = child.worker;
+        notices.into_iter().map(|notice| Event::Told(worker, notice)).collect()
+    }
+
+    /// How much memory each one's group uses.
+    pub(super) fn measure_memory(&self) -> Vec<Event> {
+        let all = processes::all().unwrap_or_default();
+        let of_child = |child: &Child| {
+            let is_its = |process: &&Process| process.group == child.pid || process.pid == child.main;
+            let pages: u64 = all.iter().filter(is_its).map(|process| process.resident).sum();
+            Event::Memory(child.worker, pages * sys::page_size())
+        };
+        self.0.iter().filter(|child| !child.reaped).map(of_child).collect()
     }
 
     /// The numbers of their groups.
@@ -73,20 +107,26 @@ impl Children {
     /// Signals a worker, or what is left of it.
     pub(super) fn signal(&self, worker: WorkerId, reach: Reach, signal: Signal) {
         let Some(child) = self.of(worker) else { return };
-        let (process, group) = (Target::Process(child.pid), Target::Group(child.pid));
-        if child.reaped {
-            if !child.is_given_away() {
-                let _ = sys::kill(group, signal);
-            }
-        } else if reach == Reach::MainProcess || sys::kill(group, signal).is_err() {
-            let _ = sys::kill(process, signal);
+        let group = Target::Group(child.pid);
+        let may_reach_group = child.reaped || reach == Reach::Group;
+        let reached = may_reach_group && !child.is_given_away() && sys::kill(group, signal).is_ok();
+        // A main process that the worker has named may be in a group of its own.
+        let is_main_elsewhere = child.main != child.pid && !processes::is_in_group(child.main, child.pid);
+        if !child.reaped && (!reached || is_main_elsewhere) {
+            let _ = sys::kill(Target::Process(child.main), signal);
         }
     }
 }
 
 impl Child {
+    /// Whether the worker lives on when `pid` has ended: it has named another process, which was left to panzer.
+    pub(super) fn goes_on_without(&self, pid: Pid) -> bool {
+        self.main != pid && processes::is_own_child(self.main)
+    }
+
     /// The group keeps its number as long as one of its processes lives; a process of that very number was made later.
     fn is_given_away(&self) -> bool {
-        self.reaped && sys::exists(Target::Process(self.pid))
+        let is_started_one_gone = self.reaped || self.main != self.pid;
+        is_started_one_gone && sys::exists(Target::Process(self.pid)) && !processes::is_own_child(self.pid)
     }
 }

@@ -8,9 +8,9 @@ use crate::supervisor::{Effect, Event, Supervisor};
 /// Who decides.
 pub(super) enum Decider {
     /// One child.
-    Init(Init),
+    Init(Box<Init>),
     /// N workers.
-    Supervise(Supervisor),
+    Supervise(Box<Supervisor>),
 }
 
 impl Decider {

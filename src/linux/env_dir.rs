@@ -10,15 +10,15 @@ use crate::error::{Error, cause};
 /// A variable and its new value; `None` unsets it.
 pub(super) type Change = (OsString, Option<OsString>);
 
-/// Reads every file of `directory`.
+/// Reads every file of `directory`, which is `typed` for people.
 ///
 /// Names that begin with a dot are left out: Kubernetes keeps the real files of a mounted ConfigMap in such
 /// directories, and editors their copies.
 ///
 /// # Errors
 /// The directory or one of its files cannot be read, or a name holds an equals sign.
-pub(super) fn read(directory: &Path) -> Result<Vec<Change>, Error> {
-    let refuse = |error: &std::io::Error| Error::new(format!("read --env-dir {}", directory.display()), cause(error));
+pub(super) fn read(directory: &Path, typed: &Path) -> Result<Vec<Change>, Error> {
+    let refuse = |error: &std::io::Error| Error::new(format!("read --env-dir {}", typed.display()), cause(error));
     let mut changes = Vec::new();
     for entry in fs::read_dir(directory).map_err(|error| refuse(&error))? {
         let name = entry.map_err(|error| refuse(&error))?.file_name();
@@ -26,7 +26,7 @@ pub(super) fn read(directory: &Path) -> Result<Vec<Change>, Error> {
             continue;
         }
         let path = directory.join(&name);
-        let file = |cause: String| Error::new(format!("read --env-dir file {}", path.display()), cause);
+        let file = |cause: String| Error::new(format!("read --env-dir file {}", typed.join(&name).display()), cause);
         if name.as_bytes().contains(&b'=') {
             return Err(file("a variable's name holds no \"=\"".to_owned()));
         }

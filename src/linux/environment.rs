@@ -3,20 +3,27 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use super::env_dir::{self, Change};
+use super::feedback::Asked;
 use super::listen::{self, Listener};
 use super::sys::StringList;
 use super::users::Credentials;
 use crate::config::ListenEnv;
-use crate::supervisor::WorkerId;
+use crate::supervisor::Generation;
 
 /// `LISTEN_PID` must be the pid of the process that executes the command, which only that process knows: it puts its
 /// own in this one's place, see [`listen_pid`].
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
-/// The worker's slot.
-const WORKER_ID: &str = "PANZER_WORKER_ID";
+/// The worker's slot, how many there are, and where it can tell of itself.
+const OF_ONE_WORKER: [&str; 3] = ["PANZER_WORKER_ID", "PANZER_WORKER_COUNT", "NOTIFY_SOCKET"];
+
+/// The numbers of the pipes that a worker has.
+const PARENT: &str = "PANZER_PARENT_FD";
+const READY: &str = "PANZER_READY_FD";
+const HEARTBEAT: &str = "PANZER_HEARTBEAT_FD";
 
 /// Room for a pid and the string's end.
 const LISTEN_PID_LENGTH: usize = LISTEN_PID.len() + 11;
@@ -24,65 +31,78 @@ const LISTEN_PID_LENGTH: usize = LISTEN_PID.len() + 11;
 /// Variables of a listening convention, and of one worker: never passed on from outside.
 const OF_LISTENERS: [&str; 5] =
     ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "SERVER_STARTER_PORT", "SERVER_STARTER_GENERATION"];
-const OF_A_SUPERVISOR: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+const OF_A_SUPERVISOR: [&str; 5] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", READY, HEARTBEAT];
 
-/// What the environment is made from.
-pub(super) struct EnvironmentSource<'a> {
+/// What the environment of every generation is made from.
+pub(super) struct EnvironmentSource {
     /// Variables that give panzer's options.
-    pub(super) own_variables: &'a [String],
-    /// How many workers; `None`: init mode, where the child is told nothing about workers.
-    pub(super) workers: Option<u32>,
-    /// What workers inherit.
-    pub(super) listeners: &'a [Listener],
-    /// How they are told of it.
+    pub(super) own_variables: Vec<String>,
+    /// In init mode the child is told nothing about workers.
+    pub(super) supervised: bool,
+    /// How workers are told of their listeners.
     pub(super) listen_env: ListenEnv,
-    /// The user whom they run as.
-    pub(super) credentials: Option<&'a Credentials>,
-    /// What `--env-dir` changes.
-    pub(super) changes: &'a [Change],
-    /// The number at which the parent-death pipe is seen, where there is one.
-    pub(super) parent_descriptor: Option<i32>,
+    /// What they are given to tell panzer by.
+    pub(super) asked: Asked,
+    /// How often they must beat.
+    pub(super) watchdog: Option<Duration>,
     /// `NAME=value` by which the guard knows the processes, where there is a guard.
-    pub(super) cookie: Option<&'a str>,
+    pub(super) cookie: Option<String>,
 }
 
-/// The variables that are the same for every worker.
-pub(super) fn common(
-    inherited: impl Iterator<Item = (OsString, OsString)>,
-    from: &EnvironmentSource<'_>,
-) -> StringList {
-    let replaced = from.workers.is_some() || !from.listeners.is_empty();
-    let mut variables: Vec<(OsString, OsString)> = inherited
-        .filter(|(name, _)| !from.own_variables.iter().any(|own| name == OsStr::new(own)))
-        .filter(|(name, _)| !(replaced && is_of_listeners(name)))
-        .filter(|(name, _)| from.workers.is_none() || !OF_A_SUPERVISOR.iter().any(|known| name == *known))
-        .collect();
-    if let Some((name, home)) = from.credentials.and_then(|credentials| credentials.account.as_ref()) {
+/// What differs between generations, or is the launcher's.
+pub(super) struct OfGeneration<'a> {
+    /// Which one.
+    pub(super) generation: Generation,
+    /// What `--env-dir` changes.
+    pub(super) changes: &'a [Change],
+    /// What workers inherit.
+    pub(super) listeners: &'a [Listener],
+    /// The user whom they run as.
+    pub(super) credentials: Option<&'a Credentials>,
+}
+
+/// The variables that are the same for every worker of a generation.
+pub(super) fn common(from: &EnvironmentSource, of: &OfGeneration<'_>) -> StringList {
+    let replaced = from.supervised || !of.listeners.is_empty();
+    let is_not_passed_on = |name: &OsStr| {
+        from.own_variables.iter().any(|own| name == OsStr::new(own))
+            || (replaced && is_of_listeners(name))
+            || (from.supervised && OF_A_SUPERVISOR.iter().any(|known| name == *known))
+    };
+    let mut variables: Vec<(OsString, OsString)> =
+        std::env::vars_os().filter(|(name, _)| !is_not_passed_on(name)).collect();
+    if let Some((name, home)) = of.credentials.and_then(|credentials| credentials.account.as_ref()) {
         for (variable, value) in [("HOME", home), ("USER", name), ("LOGNAME", name)] {
             env_dir::set(&mut variables, OsStr::new(variable), Some(OsStr::new(value)));
         }
     }
-    env_dir::apply(from.changes, &mut variables);
+    env_dir::apply(of.changes, &mut variables);
     let mut told: Vec<(String, String)> = Vec::new();
     let mut tell = |name: &str, value: String| told.push((name.to_owned(), value));
-    if let Some(count) = from.workers {
-        tell("PANZER_WORKER_COUNT", count.to_string());
-        tell("PANZER_GENERATION", "1".to_owned());
+    if from.supervised {
+        tell("PANZER_GENERATION", of.generation.0.to_string());
         tell("PANZER_PID", std::process::id().to_string());
+        // In the order in which they are handed down, after the listeners.
+        let pipes = [(PARENT, true), (READY, from.asked.ready), (HEARTBEAT, from.asked.heartbeat)];
+        let given = pipes.into_iter().filter(|(_, is_given)| *is_given);
+        for ((name, _), number) in given.zip((listen::FIRST_DESCRIPTOR..).skip(of.listeners.len())) {
+            tell(name, number.to_string());
+        }
     }
-    if let Some(number) = from.parent_descriptor {
-        tell("PANZER_PARENT_FD", number.to_string());
+    if let Some(interval) = from.watchdog {
+        tell("WATCHDOG_USEC", interval.as_micros().to_string());
     }
-    if let Some((name, value)) = from.cookie.and_then(|cookie| cookie.split_once('=')) {
+    if let Some((name, value)) = from.cookie.as_deref().and_then(|cookie| cookie.split_once('=')) {
         tell(name, value.to_owned());
     }
-    tell_of_listeners(from, &mut tell);
+    tell_of_listeners(from.listen_env, of, &mut tell);
     for (name, value) in &told {
         env_dir::set(&mut variables, OsStr::new(name), Some(OsStr::new(value)));
     }
     // Each worker has its own of these, see `of_worker`.
-    let of_one_worker =
-        |name: &OsStr| (from.workers.is_some() && name == WORKER_ID) || (replaced && name == "LISTEN_PID");
+    let of_one_worker = |name: &OsStr| {
+        (from.supervised && OF_ONE_WORKER.iter().any(|known| name == *known)) || (replaced && name == "LISTEN_PID")
+    };
     variables.retain(|(name, _)| !of_one_worker(name));
     let mut list = StringList::default();
     for (name, value) in &variables {
@@ -95,8 +115,8 @@ fn is_of_listeners(name: &OsStr) -> bool {
     OF_LISTENERS.iter().any(|known| name == *known) || name.as_bytes().starts_with(b"EINHORN_")
 }
 
-fn tell_of_listeners(from: &EnvironmentSource<'_>, tell: &mut impl FnMut(&str, String)) {
-    let (listeners, conventions) = (from.listeners, from.listen_env);
+fn tell_of_listeners(conventions: ListenEnv, of: &OfGeneration<'_>, tell: &mut dyn FnMut(&str, String)) {
+    let listeners = of.listeners;
     if conventions.systemd && !listeners.is_empty() {
         let names: Vec<&str> = listeners.iter().map(|listener| listener.name.as_str()).collect();
         tell("LISTEN_FDS", listeners.len().to_string());
@@ -104,7 +124,7 @@ fn tell_of_listeners(from: &EnvironmentSource<'_>, tell: &mut impl FnMut(&str, S
     }
     if conventions.server_starter && (!listeners.is_empty() || conventions.explicit) {
         tell("SERVER_STARTER_PORT", listen::server_starter_port(listeners));
-        tell("SERVER_STARTER_GENERATION", "1".to_owned());
+        tell("SERVER_STARTER_GENERATION", of.generation.0.to_string());
     }
     if conventions.einhorn && !listeners.is_empty() {
         tell("EINHORN_FD_COUNT", listeners.len().to_string());
@@ -116,13 +136,22 @@ fn tell_of_listeners(from: &EnvironmentSource<'_>, tell: &mut impl FnMut(&str, S
 }
 
 /// The variables of one worker. The first one stands for `LISTEN_PID`, where `has_listen_pid` says so.
-pub(super) fn of_worker(worker: WorkerId, supervised: bool, has_listen_pid: bool) -> StringList {
+pub(super) fn of_worker(slot: u32, workers: u32, notify: Option<&[u8]>, has_listen_pid: bool) -> StringList {
+    let [id, count, socket] = OF_ONE_WORKER;
+    let mut list = of_child(has_listen_pid);
+    list.push(format!("{id}={slot}").as_bytes());
+    list.push(format!("{count}={workers}").as_bytes());
+    if let Some(name) = notify {
+        list.push(&[socket.as_bytes(), b"=", name].concat());
+    }
+    list
+}
+
+/// The same in init mode.
+pub(super) fn of_child(has_listen_pid: bool) -> StringList {
     let mut list = StringList::default();
     if has_listen_pid {
         list.push(LISTEN_PID);
-    }
-    if supervised {
-        list.push(format!("{WORKER_ID}={}", worker.slot).as_bytes());
     }
     list
 }

@@ -18,14 +18,17 @@ use super::listen::OwnPath;
 use super::log::Log;
 use super::ports::{self, Ports};
 use super::processes::{self, Sweep};
-use super::spawn::{Failure, Launcher, News};
+use super::signal_source::SignalSource;
+use super::spawn::{Birth, Failure, Launcher, News};
+use super::state_files::{PidFile, StatusFile};
 use super::sys::{self, Pid, Target};
 use super::terminal;
+use super::token::Token;
 use crate::config::VERSION;
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
 use crate::supervisor::report::{Level, Report};
-use crate::supervisor::{Effect, End, Event, NotRun, WorkerId};
+use crate::supervisor::{Effect, End, Event, Generation, NotRun, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
@@ -45,43 +48,6 @@ const GUARD_DELAY: Duration = Duration::from_millis(10);
 /// How long to wait before another guard is tried, where the kernel gives none.
 const GUARD_RETRY: Duration = Duration::from_secs(5);
 
-/// `sizeof(struct signalfd_siginfo)`, and where in it the sender's pid stands; the signal's number comes first (`signalfd(2)`).
-const SIGNAL_RECORD: usize = 128;
-const SIGNALS_AT_ONCE: usize = 16;
-const SENDER_AT: usize = 12;
-
-/// What an epoll event is about. The kernel keeps it as one number: a child's is its pid, and no pid is 0 or negative.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Token {
-    /// A signal has come.
-    Signals,
-    /// The guard is gone.
-    Guard,
-    /// Workers bind something, or something else has happened around shared ports.
-    Ports,
-    /// A child has executed its program, or says why not.
-    Child(Pid),
-}
-
-impl Token {
-    fn to_data(self) -> epoll::EventData {
-        epoll::EventData::new_u64(match self {
-            Self::Signals => 0,
-            Self::Guard => u64::MAX,
-            Self::Ports => u64::MAX - 1,
-            Self::Child(pid) => pid.number().unsigned_abs().into(),
-        })
-    }
-
-    fn from_data(data: epoll::EventData) -> Self {
-        match data.u64() {
-            0 => Self::Signals,
-            number if number == u64::MAX - 1 => Self::Ports,
-            number => i32::try_from(number).ok().and_then(Pid::from_number).map_or(Self::Guard, Self::Child),
-        }
-    }
-}
-
 /// What `prepare` has made.
 pub(super) struct Prepared {
     /// Who decides.
@@ -92,6 +58,10 @@ pub(super) struct Prepared {
     pub(super) guard: Option<GuardSettings>,
     /// What workers share, in supervise mode.
     pub(super) ports: Option<Ports>,
+    /// `--status-file`
+    pub(super) status_file: Option<StatusFile>,
+    /// `--pid-file`, held until the end.
+    pub(super) _pid_file: Option<PidFile>,
     /// The lines on stderr.
     pub(super) log: Log,
 }
@@ -100,7 +70,7 @@ pub(super) struct Prepared {
 pub struct Running {
     prepared: Prepared,
     epoll: OwnedFd,
-    signals: OwnedFd,
+    signals: SignalSource,
     guard: Option<Guard>,
     guard_at: Option<Duration>,
     children: Children,
@@ -127,8 +97,8 @@ pub struct Running {
 impl Running {
     pub(super) fn new(prepared: Prepared) -> std::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let signals = sys::signal_descriptor()?;
-        epoll::add(&epoll, &signals, Token::Signals.to_data(), epoll::EventFlags::IN)?;
+        let signals = SignalSource::new()?;
+        epoll::add(&epoll, signals.descriptor(), Token::Signals.to_data(), epoll::EventFlags::IN)?;
         if let Some(ports) = &prepared.ports {
             epoll::add(&epoll, ports.descriptor(), Token::Ports.to_data(), epoll::EventFlags::IN)?;
         }
@@ -240,10 +210,11 @@ impl Running {
                 Token::Guard => self.guard_died(),
                 Token::Ports => self.handle_ports(),
                 Token::Child(pid) => self.channel_ready(pid),
+                Token::Feedback(pid) => self.hear(pid),
             }
         }
         if signalled {
-            self.read_signals();
+            self.events.extend(self.signals.read().into_iter().map(Event::Signal));
             self.reap();
         }
         let now = self.now();
@@ -285,11 +256,21 @@ impl Running {
                 break;
             }
         }
-        let (Prepared { ports, decider, log, .. }, now) = (&mut self.prepared, self.start.elapsed());
-        if let (Some(ports), Decider::Supervise(supervisor)) = (ports, &*decider)
-            && ports.have_queues()
-        {
-            ports.rotate(supervisor.queues(now), log);
+        let (Prepared { ports, decider, launcher, log, status_file, .. }, now) =
+            (&mut self.prepared, self.start.elapsed());
+        let Decider::Supervise(supervisor) = &*decider else { return };
+        if let Some(ports) = ports.as_mut().filter(|ports| ports.have_queues()) {
+            let queues = supervisor.queues(now);
+            launcher.let_go_of_slots(supervisor.size(), &queues);
+            ports.rotate(queues, log);
+        }
+        if let Some(file) = status_file {
+            let pid = |worker| self.children.of(worker).map(|child| child.main.number());
+            let lines = supervisor
+                .workers()
+                .into_iter()
+                .filter_map(|(generation, worker)| Some(format!("{}:{}\n", generation.0, pid(worker)?)));
+            file.update(lines.collect(), log);
         }
     }
 
@@ -304,7 +285,21 @@ impl Running {
     fn perform(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Spawn(worker) => self.spawn(worker),
+                Effect::Spawn { worker, generation, workers } => self.spawn(worker, generation, workers),
+                Effect::LoadGeneration(generation, in_use) => {
+                    let event = match self.prepared.launcher.load(generation, &in_use) {
+                        Ok(()) => Event::GenerationLoaded(generation),
+                        Err(error) => Event::GenerationRefused(generation, error.to_string()),
+                    };
+                    self.events.push_back(event);
+                }
+                Effect::LookAtQueue(worker) => {
+                    let ports = self.prepared.ports.as_ref();
+                    if ports.is_none_or(|ports| ports.waiting_for(worker.slot) == 0) {
+                        self.events.push_back(Event::QueueEmpty(worker));
+                    }
+                }
+                Effect::MeasureMemory => self.events.extend(self.children.measure_memory()),
                 Effect::Signal(worker, reach, signal) => self.children.signal(worker, reach, signal),
                 Effect::LookForRemaining => {
                     self.watching_remaining = true;
@@ -332,9 +327,9 @@ impl Running {
                         self.announced = true;
                         self.announce();
                     }
-                    let child = report.worker().and_then(|worker| self.children.of(worker));
-                    let pid = child.map(|child| child.pid.number());
-                    self.prepared.log.report(&report, self.prepared.decider.is_supervisor(), pid);
+                    let pid = |worker| self.children.of(worker).map(|child| child.main.number());
+                    let (pid, other) = (report.worker().and_then(pid), report.other_worker().and_then(pid));
+                    self.prepared.log.report(&report, self.prepared.decider.is_supervisor(), pid, other);
                 }
                 Effect::Exit(status) => self.status = Some(status),
             }
@@ -360,9 +355,14 @@ impl Running {
         let _ = sys::kill(target, Signal::STOP);
     }
 
-    fn spawn(&mut self, worker: WorkerId) {
-        let intercept_unlink = self.prepared.ports.as_ref().is_some_and(Ports::intercepts_unlink);
-        let spawned = match self.prepared.launcher.start(worker, intercept_unlink) {
+    fn spawn(&mut self, worker: WorkerId, generation: Generation, workers: u32) {
+        let Prepared { ports, launcher, log, .. } = &mut self.prepared;
+        if let Some(ports) = ports {
+            let lowest = launcher.above_handed_down();
+            ports.grow(worker.slot + 1, &mut launcher.listeners, lowest, log);
+        }
+        let intercept_unlink = ports.as_ref().is_some_and(Ports::intercepts_unlink);
+        let spawned = match launcher.start(&Birth { worker, generation, workers, intercept_unlink }) {
             Ok(spawned) => spawned,
             Err(error) => {
                 let object = if self.prepared.decider.is_supervisor() {
@@ -379,7 +379,14 @@ impl Running {
         };
         let pid = spawned.pid;
         let added = epoll::add(&self.epoll, &spawned.channel, Token::Child(pid).to_data(), epoll::EventFlags::IN);
-        self.children.add(Child { worker, pid, channel: Some(spawned.channel), failure: None, reaped: false });
+        for descriptor in spawned.feedback.descriptors() {
+            let data = Token::Feedback(pid).to_data();
+            if let Err(error) = epoll::add(&self.epoll, descriptor, data, epoll::EventFlags::IN) {
+                self.complain("listen to a worker", &error.into(), "it will not be heard");
+            }
+        }
+        let (channel, feedback) = (Some(spawned.channel), spawned.feedback);
+        self.children.add(Child { worker, pid, main: pid, channel, feedback, failure: None, reaped: false });
         // Another guard is told of all children there are, so of this one too.
         if let Some(guard) = &self.guard
             && guard.add(pid).is_err()
@@ -397,7 +404,7 @@ impl Running {
         let now = self.now();
         let Self { children, prepared, events, epoll, .. } = self;
         let Prepared { launcher, ports, log, .. } = prepared;
-        let Some(child) = children.running(pid) else { return };
+        let Some(child) = children.with_process(pid) else { return };
         while let Some(channel) = &child.channel {
             match launcher.read_channel(channel) {
                 None => return,
@@ -426,19 +433,14 @@ impl Running {
         }
     }
 
-    fn read_signals(&mut self) {
-        // What is not read now wakes the loop again, so that a flood of signals does not keep it from the rest.
-        let mut records = [0_u8; SIGNAL_RECORD * SIGNALS_AT_ONCE];
-        let Ok(length) = rustix::io::read(&self.signals, &mut records) else { return };
-        for record in records.chunks_exact(SIGNAL_RECORD).take(length / SIGNAL_RECORD) {
-            let (Some(signal), Some(sender)) = (word(record, 0), word(record, SENDER_AT)) else { continue };
-            let Some(signal) = Signal::from_number(signal.into()) else { continue };
-            // What panzer sends to itself is SIGPIPE, for a line that nobody reads.
-            let own = i32::try_from(sender) == Ok(self.own.number());
-            if signal != Signal::CHLD && !own {
-                self.events.push_back(Event::Signal(signal));
-            }
-        }
+    /// A worker tells something of itself.
+    fn hear(&mut self, pid: Pid) {
+        let Self { children, prepared, epoll, events, .. } = self;
+        // As with the channel: a copy that somebody holds would go on telling.
+        let close = &mut |descriptor: &OwnedFd| {
+            let _ = epoll::delete(&*epoll, descriptor);
+        };
+        events.extend(children.hear(pid, prepared.launcher.uid(), close));
     }
 
     /// Reaps whatever has ended: workers, and orphans that nobody knows.
@@ -467,7 +469,7 @@ impl Running {
 
     /// A child was reaped, or stopped by job control. Who is not known was adopted: reaping it was all.
     fn child_changed(&mut self, pid: Pid, status: WaitStatus) {
-        if self.children.running(pid).is_none() {
+        if self.children.with_process(pid).is_none() {
             return;
         }
         if let Some(signal) = status.stopping_signal() {
@@ -475,10 +477,14 @@ impl Running {
             return;
         }
         let Some(end) = end_of(status) else { return };
-        // What its start said comes before its end.
+        // What it has said comes before its end.
         self.channel_ready(pid);
-        let group_left = sys::exists(Target::Group(pid));
-        let Some(child) = self.children.running(pid) else { return };
+        self.hear(pid);
+        let Some(child) = self.children.with_process(pid) else { return };
+        if child.goes_on_without(pid) {
+            return;
+        }
+        let group_left = sys::exists(Target::Group(child.pid));
         child.reaped = true;
         let worker = child.worker;
         let event = match child.failure.take() {
@@ -567,7 +573,7 @@ impl Running {
     fn close_inherited(&self) {
         let channels = self.children.channels().map(AsRawFd::as_raw_fd);
         let guard = self.guard.as_ref().map(|guard| guard.descriptor().as_raw_fd());
-        let own = [self.epoll.as_fd().as_raw_fd(), self.signals.as_raw_fd()];
+        let own = [self.epoll.as_fd().as_raw_fd(), self.signals.descriptor().as_raw_fd()];
         let mut kept: Vec<i32> = own.into_iter().chain(channels).chain(guard).collect();
         kept.sort_unstable();
         let mut first = 3;
@@ -582,10 +588,6 @@ impl Running {
         let error = Error::new(action, cause(error));
         self.prepared.log.say(Level::Error, "error", &format!("{error}; {next}"));
     }
-}
-
-fn word(record: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// The signal is looked for first: a killed process has no exit status.

@@ -18,6 +18,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen, socket_with, sockopt,
 };
 
+use super::ports::another_member;
 use super::sys;
 use crate::config::{Address, Listen};
 use crate::error::{Error, cause};
@@ -29,12 +30,33 @@ pub(super) const FIRST_DESCRIPTOR: RawFd = 3;
 const DIRECTORY_LOCK_TRIES: u32 = 100;
 const DIRECTORY_LOCK_PAUSE: Duration = Duration::from_millis(10);
 
+/// How many queues of connections a port has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Queues {
+    /// One, from which all workers take.
+    One,
+    /// One for each of so many slots.
+    PerSlot(u32),
+}
+
+impl Queues {
+    /// How many sockets that takes.
+    pub(super) fn count(self) -> u32 {
+        match self {
+            Self::One => 1,
+            Self::PerSlot(count) => count,
+        }
+    }
+}
+
 /// A socket that workers inherit.
 #[derive(Debug)]
 pub(super) struct Listener {
     /// The socket, or one for each slot. Their numbers are above those that workers see, so that giving out the numbers
     /// overwrites none.
     pub(super) sockets: Vec<Rc<OwnedFd>>,
+    /// They are a SO_REUSEPORT group: each slot has its own.
+    pub(super) is_group: bool,
     /// Its name in `LISTEN_FDNAMES`.
     pub(super) name: String,
     /// Its key in `SERVER_STARTER_PORT`; an abstract name has none.
@@ -45,12 +67,14 @@ pub(super) struct Listener {
     pub(super) path: Option<OwnPath>,
 }
 
-/// A path that panzer has bound: device and inode tell it from what somebody else may put there later.
+/// A file that panzer has made: device and inode tell it from what somebody else may put there later.
 #[derive(Debug)]
 pub(super) struct OwnPath {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// What it holds, where others could write to it.
+    content: Option<String>,
 }
 
 impl Listener {
@@ -60,11 +84,56 @@ impl Listener {
     }
 }
 
+impl Listener {
+    /// Gives slots up to `count` sockets of their own, where slots have those.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn grow(&mut self, count: u32, lowest: RawFd) -> Result<(), Errno> {
+        let Some(member) = self.sockets.first().filter(|_| self.is_group).map(Rc::clone) else { return Ok(()) };
+        while u32::try_from(self.sockets.len()).is_ok_and(|length| length < count) {
+            self.sockets.push(Rc::new(another_member(&member, lowest)?));
+        }
+        Ok(())
+    }
+
+    /// Lets go of the datagram sockets of slots from `count` on. Nobody steers around them: what comes to them is lost.
+    pub(super) fn shrink(&mut self, count: u32) {
+        let is_of_datagrams = |socket: &Rc<OwnedFd>| sockopt::socket_type(socket) == Ok(SocketType::DGRAM);
+        if self.is_group && self.sockets.first().is_some_and(is_of_datagrams) {
+            self.sockets.truncate(usize::try_from(count).unwrap_or(usize::MAX));
+        }
+    }
+}
+
+impl OwnPath {
+    /// What is at this path now.
+    ///
+    /// # Errors
+    /// Nothing that could be looked at.
+    pub(super) fn of(path: &Path) -> std::io::Result<Self> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(Self { path: path.to_owned(), device: found.dev(), inode: found.ino(), content: None })
+    }
+
+    /// The same file under another name, with what it holds.
+    pub(super) fn moved_to(mut self, path: &Path, content: &str) -> Self {
+        path.clone_into(&mut self.path);
+        self.content = Some(content.to_owned());
+        self
+    }
+
+    /// Whether it is still there.
+    fn is_ours(&self) -> bool {
+        let is_it = |found: fs::Metadata| found.dev() == self.device && found.ino() == self.inode;
+        let holds = |content: &String| fs::read(&self.path).is_ok_and(|found| found == content.as_bytes());
+        fs::symlink_metadata(&self.path).is_ok_and(is_it) && self.content.as_ref().is_none_or(holds)
+    }
+}
+
 impl Drop for OwnPath {
     fn drop(&mut self) {
-        let ours =
-            fs::symlink_metadata(&self.path).is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode);
-        if ours {
+        if self.is_ours() {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -84,7 +153,7 @@ pub(super) fn inherit() -> Vec<Listener> {
         let socket = sys::adopt(number)?;
         let name = names.next().filter(|name| !name.is_empty()).unwrap_or("unknown").to_owned();
         let (key, shown) = describe(&socket, "inherited");
-        Some(Listener { sockets: vec![Rc::new(socket)], name, key, shown, path: None })
+        Some(Listener { sockets: vec![Rc::new(socket)], is_group: false, name, key, shown, path: None })
     });
     taken.collect()
 }
@@ -93,7 +162,7 @@ pub(super) fn inherit() -> Vec<Listener> {
 ///
 /// # Errors
 /// Names the address as typed and why it cannot be bound.
-pub(super) fn open(wanted: &Listen, backlog: u32, queues: u32) -> Result<Listener, Error> {
+pub(super) fn open(wanted: &Listen, backlog: u32, queues: Queues) -> Result<Listener, Error> {
     let refuse = |error: Errno| Error::new(format!("listen on {}", wanted.typed), bind_cause(wanted, error));
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     let (sockets, path) = match &wanted.address {
@@ -127,7 +196,8 @@ pub(super) fn open(wanted: &Listen, backlog: u32, queues: u32) -> Result<Listene
         _ => key,
     };
     let sockets = sockets.into_iter().map(Rc::new).collect();
-    Ok(Listener { sockets, name: wanted.name.clone(), key, shown, path })
+    let is_group = queues != Queues::One && matches!(wanted.address, Address::Tcp(_) | Address::Udp(_));
+    Ok(Listener { sockets, is_group, name: wanted.name.clone(), key, shown, path })
 }
 
 /// Moves the sockets to numbers above those at which workers see them.
@@ -149,14 +219,15 @@ fn stream(family: AddressFamily) -> Result<OwnedFd, Errno> {
     socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
 }
 
-fn internet(wanted: &Listen, mut address: SocketAddr, kind: SocketType, queues: u32) -> Result<Vec<OwnedFd>, Errno> {
+fn internet(wanted: &Listen, mut address: SocketAddr, kind: SocketType, queues: Queues) -> Result<Vec<OwnedFd>, Errno> {
+    let is_group = queues != Queues::One;
     // Sockets of a group bind beside those of another panzer of the same user; this one does not.
-    if queues > 1 {
+    if is_group {
         drop(one_of(wanted, address, kind, false)?);
     }
     let mut sockets = Vec::new();
-    for _ in 0..queues {
-        let socket = one_of(wanted, address, kind, queues > 1)?;
+    for _ in 0..queues.count() {
+        let socket = one_of(wanted, address, kind, is_group)?;
         // The kernel has chosen a port for the first one; the others are to have the same.
         if address.port() == 0 {
             address = SocketAddr::try_from(getsockname(&socket)?)?;
@@ -204,8 +275,7 @@ fn unix(path: &Path, mode: Option<u32>, backlog: i32) -> Result<(OwnedFd, OwnPat
         rustix::process::umask(before);
     }
     bound.map_err(words)?;
-    let found = fs::symlink_metadata(path).map_err(|error| cause(&error))?;
-    let own = OwnPath { path: path.to_owned(), device: found.dev(), inode: found.ino() };
+    let own = OwnPath::of(path).map_err(|error| cause(&error))?;
     listen(&socket, backlog).map_err(words)?;
     Ok((socket, own))
 }
@@ -297,7 +367,7 @@ pub(super) fn server_starter_port(listeners: &[Listener]) -> String {
 /// # Errors
 /// As [`open`].
 pub(super) fn try_to_open(wanted: &Listen) -> Result<Option<Listener>, Error> {
-    let Address::Unix(path) = &wanted.address else { return open(wanted, 1, 1).map(Some) };
+    let Address::Unix(path) = &wanted.address else { return open(wanted, 1, Queues::One).map(Some) };
     let directory = path.parent().unwrap_or(Path::new("/"));
     let may_write = rustix::fs::access(directory, rustix::fs::Access::WRITE_OK)
         .map_err(|error| format!("{}: {}", directory.display(), cause(&error.into())));

@@ -30,8 +30,9 @@ impl Log {
         Self { level, format, lost: 0 }
     }
 
-    /// Says what the supervisor reports, about a worker or about init mode's one child. `pid` is that of its process.
-    pub fn report(&mut self, report: &Report, supervised: bool, pid: Option<i32>) {
+    /// Says what the supervisor reports, about a worker or about init mode's one child. `pid` is that of its process,
+    /// `other` that of the other worker that it is about.
+    pub fn report(&mut self, report: &Report, supervised: bool, pid: Option<i32>, other: Option<i32>) {
         if report.level() > self.level {
             return;
         }
@@ -40,7 +41,8 @@ impl Log {
         if let Some(pid) = pid {
             let _ = write!(who, " (pid {pid})");
         }
-        self.line(report.level(), report.event(), slot, pid, &report.text(&who));
+        let other = other.map_or_else(|| "the old one".to_owned(), |pid| format!("pid {pid}"));
+        self.line(report.level(), report.event(), slot, pid, &report.text(&who, &other));
     }
 
     /// Says something of panzer's own.

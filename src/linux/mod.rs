@@ -3,7 +3,8 @@
 //! Must never decide: how long to wait, whom to stop and when to give up stands in `supervisor`.
 //!
 //! - `prepare`, `check`: from what was asked for to something that runs, or to a description of it
-//! - `event_loop`, `decider`, `children`: waits, tells the supervisor, does what it asks for
+//! - `event_loop`, `token`, `signal_source`, `decider`, `children`: waits, tells the supervisor, does what it asks for
+//! - `feedback`, `state_files`: what workers tell of themselves, and what is written about them
 //! - `spawn`, `environment`: a worker's start, and the variables that it sees
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
 //! - `ports`: what workers bind by themselves
@@ -18,15 +19,19 @@ mod decider;
 mod env_dir;
 mod environment;
 mod event_loop;
+mod feedback;
 mod guard;
 mod listen;
 mod log;
 mod ports;
 mod prepare;
 mod processes;
+mod signal_source;
 mod spawn;
+mod state_files;
 mod sys;
 mod terminal;
+mod token;
 mod users;
 
 /// Keeps every signal for later, when there is somebody to forward it to. The first thing to do: the kernel drops what

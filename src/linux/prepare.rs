@@ -4,40 +4,43 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::decider::Decider;
-use super::environment::{self, EnvironmentSource};
+use super::environment::EnvironmentSource;
 use super::event_loop::{Prepared, Running};
+use super::feedback::Asked;
 use super::guard::GuardSettings;
-use super::listen::{self, FIRST_DESCRIPTOR, Listener};
+use super::listen::{self, FIRST_DESCRIPTOR, Listener, Queues};
 use super::ports::{self, AlsoSent, PortSettings, Ports};
 use super::spawn::{DeathPipe, Launcher, PortFilter, above_handed_down, candidates};
+use super::state_files::{PidFile, StatusFile};
 use super::sys::{self, StringList};
 use super::users::{self, Credentials};
 use super::{cpus, env_dir, log::Log, processes, terminal};
-use crate::config::{Balance, Config, SharePorts, Workers};
+use crate::config::{Balance, Config, MOST_WORKERS, SharePorts, Workers};
 use crate::error::{Error, Status, Typed, cause};
 use crate::signals::Signal;
 use crate::supervisor::actions::Actions;
 use crate::supervisor::report::Level;
 use crate::supervisor::stop::Schedule;
 use crate::supervisor::worker::Ready;
-use crate::supervisor::{self, Supervisor, init, init::Init};
+use crate::supervisor::{self, Generation, Supervisor, init, init::Init};
 
 /// How the name of the variable begins by which the guard knows what panzer started.
 const COOKIE: &str = "PANZER_COOKIE_";
+
+/// How long a silent worker may take to write its core or stack trace after ABRT.
+const ABORT_WAIT: Duration = Duration::from_secs(10);
 
 /// What a start needs, looked up.
 pub(super) struct Checked {
     /// Where the program seems to be.
     pub(super) program: PathBuf,
-    /// Where it may be, in order.
-    candidates: Vec<CString>,
     /// What `--env-dir` changes.
     pub(super) changes: Vec<env_dir::Change>,
     /// As whom it runs.
@@ -56,7 +59,7 @@ pub(super) fn check_command(config: &Config) -> Result<Checked, Error> {
             Error::new(format!("change to directory {}", Typed(directory.as_os_str())), cause(&error.into()))
         })?;
     }
-    let changes = config.env_dir.as_deref().map_or_else(|| Ok(Vec::new()), env_dir::read)?;
+    let changes = config.env_dir.as_deref().map_or_else(|| Ok(Vec::new()), |path| env_dir::read(path, path))?;
     let credentials = config.user.as_deref().map(users::look_up).transpose()?;
     let command = config.command.first().map(OsString::as_os_str).unwrap_or_default();
     let changed = changes.iter().find(|(name, _)| name == OsStr::new("PATH")).map(|(_, value)| value.clone());
@@ -64,7 +67,7 @@ pub(super) fn check_command(config: &Config) -> Result<Checked, Error> {
     let candidates = candidates(command, path.as_deref());
     let program = find(command, &directory, &candidates)
         .map_err(|(cause, status)| Error::new(format!("run {}", Typed(command)), cause).with_status(status))?;
-    Ok(Checked { program, candidates, changes, credentials })
+    Ok(Checked { program, changes, credentials })
 }
 
 /// The first candidate that is there. Whether it can be executed is for exec to say: it alone knows of interpreters,
@@ -119,17 +122,14 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     let filter = workers.map(|_| port_filter(config, takes_sockets, &mut log)).transpose()?.flatten();
     let decider = decider(config, workers, filter.is_some());
     let guard = if is_first || !sys::children_share_namespace() { None } else { Some(guard_settings(config)) };
-    let settings = PortSettings {
-        backlog: config.backlog,
-        queues_per_port: queues,
-        shares_binds: filter.is_some(),
-        takes_sockets,
-    };
+    let settings = PortSettings { backlog: config.backlog, queues, shares_binds: filter.is_some(), takes_sockets };
     let ports = workers.map(|_| Ports::new(settings, &listeners, &mut log)).transpose();
     let ports = ports.map_err(|error| system("watch for events", error))?;
     let launcher =
         Launcher { filter, descriptor_limit, ..launcher(config, workers, listeners, checked, guard.as_ref())? };
-    Running::new(Prepared { decider, launcher, guard, ports, log })
+    let pid_file = config.pid_file.as_deref().map(PidFile::take).transpose()?;
+    let status_file = config.status_file.as_deref().map(StatusFile::new).transpose()?;
+    Running::new(Prepared { decider, launcher, guard, ports, status_file, _pid_file: pid_file, log })
         .map_err(|error| Error::new("watch for events", cause(&error)))
 }
 
@@ -145,16 +145,17 @@ pub(super) fn count_workers(config: &Config) -> Option<u32> {
 ///
 /// # Errors
 /// What is asked for contradicts itself, or is more than the kernel can do.
-pub(super) fn check_sharing(config: &Config) -> Result<u32, Error> {
+pub(super) fn check_sharing(config: &Config) -> Result<Queues, Error> {
     if config.workers.is_some() && config.share_ports == SharePorts::Off && config.ready == Ready::Bind {
         return Err(Error::new("use --ready bind", "nobody sees a bind with --share-ports off"));
     }
-    let queues = match config.balance {
-        Balance::Shared => 1,
-        Balance::PerWorker => count_workers(config).unwrap_or(1),
+    let queues = match (config.balance, count_workers(config)) {
+        (Balance::Shared, _) | (Balance::PerWorker, None) => Queues::One,
+        (Balance::PerWorker, Some(workers)) => Queues::PerSlot(workers),
     };
-    if queues > ports::MOST_QUEUES {
-        let cause = format!("the kernel can steer {} workers at the most, and there are {queues}", ports::MOST_QUEUES);
+    let (count, most) = (queues.count(), ports::MOST_QUEUES);
+    if count > most {
+        let cause = format!("the kernel can steer {most} workers at the most, and there are {count}");
         return Err(Error::new("use --balance per-worker", cause));
     }
     Ok(queues)
@@ -204,7 +205,7 @@ fn port_filter(config: &Config, takes_sockets: bool, log: &mut Log) -> Result<Op
     Ok(Some(PortFilter { program: program(false), program_with_unlink: program(true), required }))
 }
 
-fn open_listeners(config: &Config, mut listeners: Vec<Listener>, queues: u32) -> Result<Vec<Listener>, Error> {
+fn open_listeners(config: &Config, mut listeners: Vec<Listener>, queues: Queues) -> Result<Vec<Listener>, Error> {
     let lowest = above_handed_down(listeners.len() + config.listen.len());
     for wanted in &config.listen {
         listeners.push(listen::open(wanted, config.backlog, queues)?);
@@ -219,29 +220,43 @@ fn decider(config: &Config, workers: Option<u32>, are_ports_shared: bool) -> Dec
     }
     let ready = if are_ports_shared { config.ready } else { config.ready.without_sharing() };
     match workers {
-        None => Decider::Init(Init::new(init::Settings {
+        None => Decider::Init(Box::new(Init::new(init::Settings {
             actions,
             stop: Schedule::or_standard(config.stop.as_ref()),
             no_group: config.no_group,
             linger: config.linger,
             ok_exits: config.ok_exits.clone(),
-        })),
+        }))),
         Some(workers) => {
+            let stop = Schedule::or_standard(config.stop.as_ref());
             let settings = supervisor::Settings {
                 workers,
+                most_workers: match config.balance {
+                    Balance::Shared => MOST_WORKERS,
+                    Balance::PerWorker => ports::MOST_QUEUES,
+                },
                 ready,
+                ready_timeout: config.ready_timeout,
                 restart: config.restart,
                 backoff: config.backoff,
+                stagger: config.stagger,
                 crash_limit: config.crash_limit,
                 fatal_exits: config.fatal_exits.clone(),
                 ok_exits: config.ok_exits.clone(),
-                stop: Schedule::or_standard(config.stop.as_ref()),
+                reload_stop: Schedule::or_standard(config.reload_stop.as_ref().or(config.stop.as_ref())),
+                silent_stop: stop.after_abort(ABORT_WAIT),
+                stop,
+                replacement: config.replacement,
+                max_age: config.max_age,
+                max_memory: config.max_rss,
+                watchdog: config.watchdog,
+                have_own_queues: config.balance == Balance::PerWorker,
                 no_group: config.no_group,
                 linger: config.linger,
                 actions,
                 seed: u64::from(std::process::id()),
             };
-            Decider::Supervise(Supervisor::new(settings, std::time::Duration::ZERO))
+            Decider::Supervise(Box::new(Supervisor::new(settings, Duration::ZERO)))
         }
     }
 }
@@ -268,6 +283,7 @@ fn launcher(
     guard: Option<&GuardSettings>,
 ) -> Result<Launcher, Error> {
     let lowest = above_handed_down(listeners.len());
+    let supervised = workers.is_some();
     let mut stdin = None;
     let mut death_pipe = None;
     if workers.is_some() {
@@ -275,17 +291,25 @@ fn launcher(
         stdin = Some(null.map_err(|error| system("open /dev/null", error))?);
         death_pipe = Some(DeathPipe::new(lowest).map_err(|error| system("make a pipe", error))?);
     }
-    let source = EnvironmentSource {
-        own_variables: &config.own_variables,
-        workers,
-        listeners: &listeners,
-        listen_env: config.listen_env,
-        credentials: checked.credentials.as_ref(),
-        changes: &checked.changes,
-        parent_descriptor: death_pipe.as_ref().map(|_| lowest - 1),
-        cookie: guard.map(|guard| guard.cookie.as_str()),
+    let watchdog = config.watchdog.filter(|_| supervised);
+    let asked = Asked {
+        notify: supervised && (config.ready == Ready::Notify || watchdog.is_some()),
+        ready: supervised && config.ready == Ready::Descriptor,
+        heartbeat: watchdog.is_some(),
     };
-    let variables = environment::common(std::env::vars_os(), &source);
+    let environment = EnvironmentSource {
+        own_variables: config.own_variables.clone(),
+        supervised,
+        listen_env: config.listen_env,
+        asked,
+        watchdog,
+        cookie: guard.map(|guard| guard.cookie.clone()),
+    };
+    let env_dir = config.env_dir.as_ref().map(|typed| {
+        // panzer will be in `/` when it is read again.
+        let path = std::path::absolute(typed).unwrap_or_else(|_| typed.clone());
+        (path, typed.clone())
+    });
     let (arguments, shell_arguments) = argument_lists(&config.command);
     // A directory that may not be searched, as root's is after sudo, can only be inherited.
     let start_directory = match rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -297,14 +321,13 @@ fn launcher(
     let typed_directory = config.dir.clone().unwrap_or_else(|| PathBuf::from("."));
     let directory = config.dir.as_ref().and_then(|directory| CString::new(directory.as_os_str().as_bytes()).ok());
     let parent_death = guard.map_or(Signal::TERM, |guard| guard.schedule.first_signal());
-    Ok(Launcher {
+    let mut launcher = Launcher {
         command: config.command.first().cloned().unwrap_or_default(),
         arguments,
         shell_arguments,
-        candidates: checked.candidates,
-        variables,
-        supervised: workers.is_some(),
-        has_listen_pid: config.listen_env.systemd && !listeners.is_empty(),
+        environment,
+        env_dir,
+        loaded: Vec::new(),
         start_directory,
         directory,
         typed_directory,
@@ -319,7 +342,9 @@ fn launcher(
         death_pipe,
         filter: None,
         descriptor_limit: None,
-    })
+    };
+    launcher.load(Generation::FIRST, &[])?;
+    Ok(launcher)
 }
 
 /// Why a kernel of this release cannot share ports: it is the first that can put a listener in a socket's place

@@ -21,6 +21,8 @@ pub(super) struct Process {
     pub(super) zombie: bool,
     /// Stopped by a signal.
     pub(super) stopped: bool,
+    /// The pages of memory that it uses.
+    pub(super) resident: u64,
 }
 
 /// Whether `/proc` is mounted and that of this PID namespace: that of another one has other numbers.
@@ -43,6 +45,16 @@ fn read(pid: Pid) -> Option<Process> {
     parse(&fs::read(format!("/proc/{}/stat", pid.number())).ok()?)
 }
 
+/// Whether `pid` is in this group; also where that cannot be seen.
+pub(super) fn is_in_group(pid: Pid, group: Pid) -> bool {
+    read(pid).is_none_or(|process| process.group == group)
+}
+
+/// Whether `pid` is a child of panzer that lives.
+pub(super) fn is_own_child(pid: Pid) -> bool {
+    read(pid).is_some_and(|process| process.parent == Some(Pid::own()) && !process.zombie)
+}
+
 /// Whether `pid` is stopped by a signal; also where that cannot be seen.
 pub(super) fn is_stopped(pid: Pid) -> bool {
     read(pid).is_none_or(|process| process.stopped)
@@ -58,7 +70,24 @@ fn parse(stat: &[u8]) -> Option<Process> {
     let state = fields.next()?;
     let parent = number(fields.next()?);
     let group = number(fields.next()?)?;
-    Some(Process { pid, parent, group, zombie: state == "Z" || state == "X", stopped: state == "T" })
+    // 24th of all; the third was the state.
+    let resident = fields.nth(18).and_then(|field| field.parse().ok()).unwrap_or(0);
+    Some(Process { pid, parent, group, zombie: state == "Z" || state == "X", stopped: state == "T", resident })
+}
+
+/// How far up a process's ancestors are looked at.
+const MOST_ANCESTORS: usize = 1000;
+
+/// The child of panzer that `pid` is or is below of: a worker's main process, or what was left to panzer by others.
+pub(super) fn branch_of(pid: Pid) -> Option<Pid> {
+    let (own, mut branch) = (Pid::own(), pid);
+    for _ in 0..MOST_ANCESTORS {
+        match read(branch)?.parent? {
+            parent if parent == own => return Some(branch),
+            parent => branch = parent,
+        }
+    }
+    None
 }
 
 /// The children of `root`, their children, and so on, without `root` and without `except` and what is below it.
@@ -160,6 +189,7 @@ mod tests {
             group: Pid::from_number(group).unwrap(),
             zombie,
             stopped: false,
+            resident: 0,
         }
     }
 

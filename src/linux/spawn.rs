@@ -19,14 +19,17 @@ use rustix::net::{
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use super::environment::{self, EnvironmentSource, OfGeneration};
+use super::feedback::{self, Feedback};
 use super::listen::{FIRST_DESCRIPTOR, Listener, OwnPath};
 use super::sys::{self, Fork, InitialSignals, Instruction, Pid, Pointers, StringList};
 use super::terminal::Terminal;
 use super::users::Credentials;
-use super::{environment, ports};
+use super::{env_dir, ports};
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
-use crate::supervisor::{NotRun, WorkerId};
+use crate::supervisor::rotation::QueueState;
+use crate::supervisor::{Generation, NotRun, WorkerId};
 
 /// Where execvp(3) looks when there is no PATH.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -112,14 +115,38 @@ pub(super) struct Spawned {
     pub(super) pid: Pid,
     /// Holds messages about its start; ends when the program is executed.
     pub(super) channel: OwnedFd,
+    /// What it tells later.
+    pub(super) feedback: Feedback,
+}
+
+/// A life that is to begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Birth {
+    /// Which one.
+    pub(super) worker: WorkerId,
+    /// What it is started from.
+    pub(super) generation: Generation,
+    /// How many workers there are.
+    pub(super) workers: u32,
+    /// A UNIX path is kept in place.
+    pub(super) intercept_unlink: bool,
 }
 
 /// What the child is told.
-struct Start {
+struct Start<'a> {
     panzer: Pid,
-    worker: WorkerId,
-    /// A UNIX path is kept in place.
+    slot: u32,
     intercept_unlink: bool,
+    pipes: &'a [OwnedFd],
+}
+
+/// What the workers of a generation are started from.
+pub(super) struct Loaded {
+    generation: Generation,
+    /// Where the program may be, in order.
+    candidates: Vec<CString>,
+    /// Variables that all of them have.
+    variables: StringList,
 }
 
 /// What exec takes, made before the fork.
@@ -129,6 +156,8 @@ struct Strings<'a> {
     shell: Pointers<'a>,
     /// The first one is put in by the child where `LISTEN_PID` is told.
     variables: Pointers<'a>,
+    /// Where the program may be, in order.
+    candidates: &'a [CString],
 }
 
 /// A pipe whose end of file means that panzer is gone.
@@ -157,14 +186,12 @@ pub(super) struct Launcher {
     pub(super) arguments: StringList,
     /// The same for the shell, which runs a script without `#!`; the second is the script's path.
     pub(super) shell_arguments: StringList,
-    /// Where the program may be, in order.
-    pub(super) candidates: Vec<CString>,
-    /// Variables that all workers have.
-    pub(super) variables: StringList,
-    /// Workers are told their slot.
-    pub(super) supervised: bool,
-    /// Workers are told `LISTEN_PID`.
-    pub(super) has_listen_pid: bool,
+    /// What their environment is made from.
+    pub(super) environment: EnvironmentSource,
+    /// Where some of it is read anew for each generation, and the same as typed.
+    pub(super) env_dir: Option<(PathBuf, PathBuf)>,
+    /// The generations that workers may be started from.
+    pub(super) loaded: Vec<Loaded>,
     /// Where panzer was started; its own directory is `/`.
     pub(super) start_directory: Option<OwnedFd>,
     /// Where the command runs, seen from there.
@@ -196,40 +223,93 @@ pub(super) struct Launcher {
 }
 
 impl Launcher {
+    /// Reads anew what a generation is started from, and forgets all others but those in use.
+    ///
+    /// # Errors
+    /// `--env-dir` cannot be read.
+    pub(super) fn load(&mut self, generation: Generation, in_use: &[Generation]) -> Result<(), Error> {
+        let changes = match &self.env_dir {
+            Some((path, typed)) => env_dir::read(path, typed)?,
+            None => Vec::new(),
+        };
+        let path = changes.iter().find(|(name, _)| name == OsStr::new("PATH")).map(|(_, value)| value.clone());
+        let candidates = candidates(&self.command, path.unwrap_or_else(|| std::env::var_os("PATH")).as_deref());
+        let of = OfGeneration {
+            generation,
+            changes: &changes,
+            listeners: &self.listeners,
+            credentials: self.credentials.as_ref(),
+        };
+        let variables = environment::common(&self.environment, &of);
+        self.loaded.retain(|loaded| in_use.contains(&loaded.generation));
+        self.loaded.push(Loaded { generation, candidates, variables });
+        Ok(())
+    }
+
+    /// The user whom workers run as.
+    pub(super) fn uid(&self) -> u32 {
+        self.credentials.as_ref().map_or_else(rustix::process::geteuid, |credentials| credentials.uid).as_raw()
+    }
+
+    /// Lets go of what the slots beyond `wanted` had, once their workers are gone.
+    pub(super) fn let_go_of_slots(&mut self, wanted: u32, queues: &[QueueState]) {
+        let used = queues.iter().rposition(|queue| *queue != QueueState::Abandoned).map_or(0, |last| last + 1);
+        let kept = wanted.max(u32::try_from(used).unwrap_or(u32::MAX));
+        for listener in &mut self.listeners {
+            listener.shrink(kept);
+        }
+    }
+
     /// The lowest number that no handed-down descriptor takes.
-    fn above_handed_down(&self) -> RawFd {
+    pub(super) fn above_handed_down(&self) -> RawFd {
         above_handed_down(self.listeners.len())
     }
 
-    /// Starts `worker`.
+    fn has_listen_pid(&self) -> bool {
+        self.environment.listen_env.systemd && !self.listeners.is_empty()
+    }
+
+    /// Starts a worker.
     ///
     /// # Errors
     /// The kernel gives no channel or no process.
-    pub(super) fn start(&self, worker: WorkerId, intercept_unlink: bool) -> std::io::Result<Spawned> {
+    pub(super) fn start(&self, birth: &Birth) -> std::io::Result<Spawned> {
+        let Birth { worker, generation, workers, intercept_unlink } = *birth;
         // A pipe cannot carry a descriptor. Messages stay apart from each other.
         let flags = SocketFlags::CLOEXEC;
         let (reader, writer) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         // Above the numbers that the child gives out, so that it can still tell of a failure.
         let writer = rustix::io::fcntl_dupfd_cloexec(writer, self.above_handed_down())?;
-        let own = environment::of_worker(worker, self.supervised, self.has_listen_pid);
+        let (feedback, side) = feedback::open(self.environment.asked, self.above_handed_down())?;
+        let own = if self.environment.supervised {
+            environment::of_worker(worker.slot, workers, side.notify.as_deref(), self.has_listen_pid())
+        } else {
+            environment::of_child(self.has_listen_pid())
+        };
+        let loaded = self.loaded.iter().find(|loaded| loaded.generation == generation);
+        let loaded = loaded.ok_or(Errno::INVAL)?;
         let strings = Strings {
             arguments: Pointers::to(&[&self.arguments]),
             shell: Pointers::to(&[&self.shell_arguments]),
-            variables: Pointers::to(&[&own, &self.variables]),
+            variables: Pointers::to(&[&own, &loaded.variables]),
+            candidates: &loaded.candidates,
         };
         let panzer = Pid::own();
         match sys::fork(Some(Signal::CHLD))? {
-            Fork::Child => self.become_worker(&Start { panzer, worker, intercept_unlink }, strings, writer.as_fd()),
+            Fork::Child => {
+                let start = Start { panzer, slot: worker.slot, intercept_unlink, pipes: &side.pipes };
+                self.become_worker(&start, strings, writer.as_fd())
+            }
             Fork::Parent(pid) => {
                 // In the child too: whoever is first, a signal to the group from here on finds it.
                 sys::lead_group(pid);
-                Ok(Spawned { pid, channel: reader })
+                Ok(Spawned { pid, channel: reader, feedback })
             }
         }
     }
 
     /// In the child.
-    fn become_worker(&self, start: &Start, strings: Strings<'_>, channel: BorrowedFd<'_>) -> ! {
+    fn become_worker(&self, start: &Start<'_>, strings: Strings<'_>, channel: BorrowedFd<'_>) -> ! {
         let (step, errno) = match self.prepare_child(start, channel) {
             Err(failure) => failure,
             Ok(()) => self.execute(strings),
@@ -240,7 +320,7 @@ impl Launcher {
     }
 
     /// The order matters and is that of docs/DESIGN.md, "A worker's start".
-    fn prepare_child(&self, start: &Start, channel: BorrowedFd<'_>) -> Result<(), (Step, i32)> {
+    fn prepare_child(&self, start: &Start<'_>, channel: BorrowedFd<'_>) -> Result<(), (Step, i32)> {
         let at = |step: Step| move |error: Errno| (step, error.raw_os_error());
         sys::lead_group(Pid::own());
         if let Some(start) = &self.start_directory {
@@ -270,11 +350,12 @@ impl Launcher {
         if let Some(stdin) = &self.stdin {
             rustix::stdio::dup2_stdin(stdin).map_err(at(Step::Descriptors))?;
         }
-        if let Some(terminal) = self.terminal.filter(|_| !self.supervised) {
+        if let Some(terminal) = self.terminal.filter(|_| !self.environment.supervised) {
             terminal.pass_to(Pid::own());
         }
-        let sockets = self.listeners.iter().filter_map(|listener| Some(listener.socket_of(start.worker.slot)?.as_fd()));
-        let handed_down = sockets.chain(self.death_pipe.as_ref().map(|pipe| pipe.reader.as_fd()));
+        let sockets = self.listeners.iter().filter_map(|listener| Some(listener.socket_of(start.slot)?.as_fd()));
+        let death_pipe = self.death_pipe.as_ref().map(|pipe| pipe.reader.as_fd());
+        let handed_down = sockets.chain(death_pipe).chain(start.pipes.iter().map(AsFd::as_fd));
         for (from, to) in handed_down.zip(FIRST_DESCRIPTOR..) {
             sys::duplicate_to(from, to).map_err(|error| (Step::Descriptors, raw(&error)))?;
         }
@@ -292,15 +373,15 @@ impl Launcher {
 
     /// Tries each candidate, as execvp(3) does: what is not there is passed over, and EACCES is remembered.
     fn execute(&self, strings: Strings<'_>) -> (Step, i32) {
-        let Strings { arguments, mut shell, mut variables } = strings;
+        let Strings { arguments, mut shell, mut variables, candidates } = strings;
         let listen_pid = environment::listen_pid(Pid::own().number());
-        if let (true, Ok(string)) = (self.has_listen_pid, CStr::from_bytes_until_nul(&listen_pid)) {
+        if let (true, Ok(string)) = (self.has_listen_pid(), CStr::from_bytes_until_nul(&listen_pid)) {
             variables.set(0, string);
         }
         // Last of all, with no handler installed: a signal that came in the meantime now does what it should.
         sys::set_signal_mask(self.signals.mask);
         let mut remembered = libc::ENOENT;
-        for path in &self.candidates {
+        for path in candidates {
             let mut errno = sys::execute(path, &arguments, &variables);
             if errno == libc::ENOEXEC {
                 shell.set(1, path);
@@ -312,7 +393,7 @@ impl Launcher {
                 }
                 libc::ENOENT | libc::ENOTDIR => {}
                 // In a directory of PATH that may not be searched nothing was found.
-                libc::EACCES if self.candidates.len() > 1 && !exists(path) => {}
+                libc::EACCES if candidates.len() > 1 && !exists(path) => {}
                 libc::EACCES => remembered = errno,
                 _ => return (Step::Execute, errno),
             }
@@ -413,9 +494,9 @@ fn send(channel: BorrowedFd<'_>, step: Step, errno: i32, descriptor: Option<Borr
     sendmsg(channel, &[IoSlice::new(&message)], &mut beside, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// The lowest number above the descriptors that workers are handed: the listeners and the parent-death pipe.
+/// The lowest number above the descriptors that workers are handed: the listeners and three pipes at the most.
 pub(super) fn above_handed_down(listeners: usize) -> RawFd {
-    FIRST_DESCRIPTOR.saturating_add(RawFd::try_from(listeners).unwrap_or(RawFd::MAX)).saturating_add(1)
+    FIRST_DESCRIPTOR.saturating_add(RawFd::try_from(listeners).unwrap_or(RawFd::MAX)).saturating_add(3)
 }
 
 /// Whether there is a file that can be seen. Async-signal-safe.

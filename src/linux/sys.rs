@@ -316,6 +316,12 @@ pub(super) fn release_program() {
     }
 }
 
+/// The kernel's unit of memory in bytes.
+pub(super) fn page_size() -> u64 {
+    // SAFETY: getauxval reads what the kernel has told this process.
+    unsafe { libc::getauxval(libc::AT_PAGESZ) }
+}
+
 /// Ends this process without running anything. Async-signal-safe.
 pub(super) fn exit_now(status: u8) -> ! {
     // SAFETY: _exit takes an integer and does not return.
@@ -564,13 +570,59 @@ pub(super) fn add_to_epoll_as(
     added
 }
 
+/// A message, and who has sent it (`SCM_CREDENTIALS`, `unix(7)`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Message {
+    /// How many bytes it has.
+    pub(super) length: usize,
+    /// It was longer than there was room.
+    pub(super) is_cut: bool,
+    /// The sender's process; 0 where this PID namespace does not show it, which is why rustix, whose pids are never 0, is
+    /// not used here.
+    pub(super) pid: i32,
+    /// The sender's user.
+    pub(super) uid: u32,
+}
+
+/// Takes the next message of a datagram socket with SO_PASSCRED; `None`: there is none. Descriptors that come along are
+/// closed by the kernel, since there is no room for them: that is what `sd_notify_barrier(3)` waits for.
+pub(super) fn receive_with_sender(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Option<Message> {
+    const CREDENTIALS: usize = size_of::<libc::ucred>();
+    /// Aligned as the kernel wants it.
+    #[repr(C)]
+    struct Control {
+        header: libc::cmsghdr,
+        credentials: libc::ucred,
+    }
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: all fields of these two C structures may be zero.
+    let (mut header, mut control) = unsafe { std::mem::zeroed::<(libc::msghdr, Control)>() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = (&raw mut control).cast();
+    #[allow(clippy::useless_conversion, reason = "its type is not the same with musl")]
+    let control_length = (size_of::<libc::cmsghdr>() + CREDENTIALS).try_into().unwrap_or_default();
+    header.msg_controllen = control_length;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the header names one part and a control buffer, both valid for writing with the lengths that it gives.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
+    let length = usize::try_from(length).ok()?;
+    let is_known = control.header.cmsg_level == libc::SOL_SOCKET && control.header.cmsg_type == libc::SCM_CREDENTIALS;
+    let (pid, uid) = if is_known { (control.credentials.pid, control.credentials.uid) } else { (0, u32::MAX) };
+    Some(Message { length, is_cut: header.msg_flags & libc::MSG_TRUNC != 0, pid, uid })
+}
+
 /// What socket option `name` of `level` is, as bytes; `None`: the socket has no such option.
 pub(super) fn socket_option(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> Option<[u8; SOCKET_OPTION_LENGTH]> {
     let mut value = [0; SOCKET_OPTION_LENGTH];
-    let mut length: libc::socklen_t = libc::socklen_t::try_from(value.len()).ok()?;
+    read_socket_option(socket, level, name, &mut value).then_some(value)
+}
+
+/// Reads the beginning of socket option `name` of `level`; whether the socket has such an option.
+pub(super) fn read_socket_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: &mut [u8]) -> bool {
+    let mut length = libc::socklen_t::try_from(value.len()).unwrap_or_default();
     // SAFETY: the kernel writes at most `length` bytes to `value`, which has so many.
-    let read = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length) };
-    (read == 0).then_some(value)
+    unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length) == 0 }
 }
 
 /// As many bytes as the options have that panzer looks at: all are integers.

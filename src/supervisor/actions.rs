@@ -11,18 +11,24 @@ pub enum Action {
     Stop,
     /// KILL to every worker, then exit.
     StopNow,
+    /// Replace all workers, one after the other.
+    Reload,
+    /// One worker more.
+    ScaleUp,
+    /// One worker fewer.
+    ScaleDown,
     /// Pass the signal on, or another one in its place.
     Forward(Option<Signal>),
     /// Nothing.
     Ignore,
-    /// A command that this version does not have: one line says so. Passing it on instead would kill or stop
-    /// workers that know nothing of the signal.
-    Reserved(&'static str),
+    /// This version cannot do that: one line says so. Passing the signal on instead would kill workers that know nothing of
+    /// it.
+    Upgrade,
 }
 
 impl Action {
     /// The words that `--on` takes, for its error and its help.
-    pub const WORDS: &'static str = "stop, stop-now, forward, forward:SIG or ignore";
+    pub const WORDS: &'static str = "stop, stop-now, reload, scale-up, scale-down, forward, forward:SIG or ignore";
 
     /// Reads one of [`Action::WORDS`].
     #[must_use]
@@ -30,6 +36,9 @@ impl Action {
         match text {
             "stop" => Some(Self::Stop),
             "stop-now" => Some(Self::StopNow),
+            "reload" => Some(Self::Reload),
+            "scale-up" => Some(Self::ScaleUp),
+            "scale-down" => Some(Self::ScaleDown),
             "forward" => Some(Self::Forward(None)),
             "ignore" => Some(Self::Ignore),
             other => other.strip_prefix("forward:").and_then(Signal::parse).map(|signal| Self::Forward(Some(signal))),
@@ -53,18 +62,18 @@ impl Actions {
         actions
     }
 
-    /// Supervise mode: TERM, INT and QUIT stop, the rest is forwarded.
+    /// Supervise mode: the signals of DESIGN, "Signals"; the rest is forwarded.
     #[must_use]
     pub fn supervise() -> Self {
         let mut actions = Self([Action::Forward(None); SIGNAL_COUNT]);
         actions.set(Signal::TERM, Action::Stop);
         actions.set(Signal::INT, Action::Stop);
         actions.set(Signal::QUIT, Action::StopNow);
-        actions.set(Signal::HUP, Action::Reserved("reload"));
-        actions.set(Signal::USR1, Action::Reserved("reload"));
-        actions.set(Signal::USR2, Action::Reserved("upgrade"));
-        actions.set(Signal::TTIN, Action::Reserved("scale-up"));
-        actions.set(Signal::TTOU, Action::Reserved("scale-down"));
+        actions.set(Signal::HUP, Action::Reload);
+        actions.set(Signal::USR1, Action::Reload);
+        actions.set(Signal::USR2, Action::Upgrade);
+        actions.set(Signal::TTIN, Action::ScaleUp);
+        actions.set(Signal::TTOU, Action::ScaleDown);
         actions
     }
 

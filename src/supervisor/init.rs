@@ -8,7 +8,7 @@ use super::actions::{Action, Actions};
 use super::clearing::{Clearing, Progress};
 use super::report::{Next, Reason, Report};
 use super::stop::{Due, Escalation, Schedule};
-use super::{Effect, End, Event, Reach, WorkerId};
+use super::{Effect, End, Event, Generation, Reach, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
 
@@ -57,7 +57,7 @@ impl Init {
     /// The first effect.
     #[must_use]
     pub fn begin(&self) -> Vec<Effect> {
-        vec![Effect::Spawn(CHILD)]
+        vec![Effect::Spawn { worker: CHILD, generation: Generation::FIRST, workers: 1 }]
     }
 
     /// Takes an event and says what to do.
@@ -81,6 +81,9 @@ impl Init {
             }
             Event::NothingRemains => self.finish(&mut effects),
             Event::GroupGone(_) | Event::Listening(_) | Event::NothingShared | Event::Time => {}
+            // Nothing asks for these where there is one child.
+            Event::Told(..) | Event::GenerationLoaded(_) | Event::GenerationRefused(..) => {}
+            Event::QueueEmpty(_) | Event::Memory(..) => {}
         }
         self.advance(now, &mut effects);
         effects
@@ -129,7 +132,7 @@ impl Init {
                 }
                 Action::StopNow => self.push_signal(Signal::KILL, effects),
                 Action::Forward(other) => self.forward(other.unwrap_or(signal), effects),
-                Action::Ignore | Action::Reserved(_) => {}
+                Action::Ignore | Action::Upgrade | Action::Reload | Action::ScaleUp | Action::ScaleDown => {}
             },
             // The child is gone: whoever asks for an end now wants it at once.
             Phase::Clearing(_, clearing) => {
@@ -138,7 +141,7 @@ impl Init {
                     Action::Forward(other) => {
                         matches!(other.unwrap_or(signal), Signal::TERM | Signal::INT | Signal::QUIT)
                     }
-                    Action::Ignore | Action::Reserved(_) => false,
+                    Action::Ignore | Action::Upgrade | Action::Reload | Action::ScaleUp | Action::ScaleDown => false,
                 };
                 if asks_for_an_end {
                     clearing.kill(now, effects);

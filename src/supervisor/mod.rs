@@ -5,8 +5,10 @@
 //!
 //! [`Supervisor`] keeps N workers alive, [`init::Init`] looks after one child. Around them:
 //!
+//! - `events`, `settings`: what goes in and out, and what it goes by
 //! - [`actions`]: what a signal to panzer does
-//! - [`worker`]: one slot's states
+//! - [`worker`]: one slot's states; `lives`: what happens to one of its lives; [`notice`]: what a worker tells of itself
+//! - [`rollout`]: reload, recycling, scaling; `leaving`: workers without a slot
 //! - [`restart`]: policy, backoff, jitter
 //! - [`stop`]: stop schedules
 //! - [`rotation`]: which slots get new connections
@@ -15,10 +17,16 @@
 
 pub mod actions;
 mod clearing;
+mod events;
 pub mod init;
+mod leaving;
+mod lives;
+pub mod notice;
 pub mod report;
 pub mod restart;
+pub mod rollout;
 pub mod rotation;
+mod settings;
 #[cfg(test)]
 mod simulation;
 pub mod stop;
@@ -28,173 +36,19 @@ use std::time::Duration;
 
 use crate::error::Status;
 use crate::signals::Signal;
-use actions::{Action, Actions};
+use actions::Action;
 use clearing::{Clearing, Progress};
-use report::{Next, Reason, Report};
-use restart::{Backoff, GOOD_LIFE, Random, Restart};
+pub use events::{Effect, End, Event, Generation, NotRun, Reach, WorkerId};
+use leaving::{Leaving, Manner, Outcome};
+use report::Report;
+use restart::Random;
+use rollout::Reload;
 use rotation::QueueState;
-use stop::{Due, Escalation, Schedule};
-use worker::{OrphanedGroup, Proof, Ready, Slot, State};
+pub use settings::{Age, Replacement, Settings};
+use worker::{Slot, State};
 
-/// A worker that was ready for at least this long and ends with success has done its work, as servers with a limit of
-/// requests do: that is no failure.
-const LEAST_READY_TIME: Duration = Duration::from_secs(1);
-
-/// A kernel that has no process to give is not asked again sooner, whatever the backoff.
-const SHORTEST_RETRY: Duration = Duration::from_millis(10);
-
-/// One life of one slot. An event that names an earlier life is stale and is dropped.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct WorkerId {
-    /// 0 to N-1.
-    pub slot: u32,
-    /// Counted from 1 in each slot.
-    pub life: u64,
-}
-
-/// How a life ended.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum End {
-    /// The main process ended by itself.
-    Exited(u8),
-    /// A signal killed it.
-    Killed {
-        /// Which one.
-        signal: Signal,
-        /// Whether it left a core dump.
-        core: bool,
-    },
-    /// The command could not be executed.
-    CannotRun(NotRun),
-}
-
-/// Why a command was not executed.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NotRun {
-    /// What panzer exits with where that is the end: 125 for panzer's or the worker's surroundings, 126 or 127 for the
-    /// command itself.
-    pub status: Status,
-    /// `cannot run ./app: No such file or directory`
-    pub error: String,
-}
-
-impl End {
-    /// The status as a shell would give it: 128+n for a signal.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        match self {
-            Self::Exited(status) => Status(*status),
-            Self::Killed { signal, .. } => Status(128 + signal.number()),
-            Self::CannotRun(not_run) => not_run.status,
-        }
-    }
-}
-
-/// What happened.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// The system is short of something that a start needs (EAGAIN, ENOMEM, EMFILE); it is no fault of the worker's.
-    NotStarted(WorkerId, NotRun),
-    /// The worker's program was executed.
-    Executed(WorkerId),
-    /// The worker listens on a port that workers share.
-    Listening(WorkerId),
-    /// Ports are not shared after all, so that nobody can be seen to listen.
-    NothingShared,
-    /// The worker's main process ended and was reaped.
-    Exited {
-        /// The life that ended.
-        worker: WorkerId,
-        /// How it ended.
-        end: End,
-        /// Whether other processes of its group are still there.
-        group_left: bool,
-    },
-    /// The last process of a group that outlived its main process is gone.
-    GroupGone(WorkerId),
-    /// The child was stopped by job control (init mode at a terminal).
-    Suspended(Signal),
-    /// panzer got a signal.
-    Signal(Signal),
-    /// The answer to [`Effect::LookForRemaining`]: something is still there.
-    SomethingRemains,
-    /// The answer to [`Effect::LookForRemaining`], now or later: nothing is there any more.
-    NothingRemains,
-    /// Time has passed.
-    Time,
-}
-
-/// How far a signal to a worker reaches.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reach {
-    /// The main process alone (`--no-group`).
-    MainProcess,
-    /// The whole process group.
-    Group,
-}
-
-/// What is to be done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Effect {
-    /// Start this worker.
-    Spawn(WorkerId),
-    /// Send a signal to a worker.
-    Signal(WorkerId, Reach, Signal),
-    /// See whether anything that panzer started or adopted remains, and say when nothing does.
-    LookForRemaining,
-    /// Send a signal to all that remains and has not had it yet, KILL to all of it; CONT after any other.
-    SignalRemaining(Signal),
-    /// Stop panzer itself, so that a shell takes its terminal back; with workers only where there is a terminal.
-    Suspend,
-    /// The same, because the child was stopped; not if it runs again by now.
-    SuspendWithChild,
-    /// Give the terminal to the child again, if the shell has given it to panzer.
-    TakeTerminal,
-    /// Say this.
-    Report(Report),
-    /// Exit with this status.
-    Exit(Status),
-}
-
-/// What the supervisor goes by.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// How many slots.
-    pub workers: u32,
-    /// When a worker is ready.
-    pub ready: Ready,
-    /// Whether an ended one is started again.
-    pub restart: Restart,
-    /// The delays before that.
-    pub backoff: Backoff,
-    /// How many lives in a row may end before any worker is ready; 0: any number.
-    pub crash_limit: u32,
-    /// Statuses that end it all.
-    pub fatal_exits: Vec<Status>,
-    /// Statuses that count as success.
-    pub ok_exits: Vec<Status>,
-    /// How workers are stopped.
-    pub stop: Schedule,
-    /// Signals go to main processes alone; all but KILL in a stop, which must end within its schedule.
-    pub no_group: bool,
-    /// How long what remains at the end may take after TERM.
-    pub linger: Duration,
-    /// What signals do.
-    pub actions: Actions,
-    /// Where jitter starts from.
-    pub seed: u64,
-}
-
-impl Settings {
-    /// Appends a step of a stop. CONT follows, since a stopped process cannot act on anything but KILL.
-    fn push_stop_signal(&self, worker: WorkerId, signal: Signal, effects: &mut Vec<Effect>) {
-        let reach = if self.no_group && signal != Signal::KILL { Reach::MainProcess } else { Reach::Group };
-        effects.push(Effect::Signal(worker, reach, signal));
-        if signal != Signal::KILL {
-            effects.push(Effect::Signal(worker, reach, Signal::CONT));
-        }
-    }
-}
+/// How often the memory of workers is looked at, where it has a limit.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How far the workers have come, all in all. It only ever grows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -227,10 +81,22 @@ enum Phase {
 pub struct Supervisor {
     settings: Settings,
     random: Random,
+    /// By number. Those from `wanted` on have been scaled away.
     slots: Vec<Slot>,
-    orphaned_groups: Vec<OrphanedGroup>,
+    /// How many workers there are to be.
+    wanted: u32,
+    leaving: Vec<Leaving>,
     phase: Phase,
     reached: Reached,
+    /// What a slot that is added starts with.
+    generation: Generation,
+    /// The highest number that a generation has had.
+    last_generation: Generation,
+    reload: Option<Reload>,
+    /// No life begins before this (`--stagger`).
+    earliest_start: Duration,
+    /// When memory is looked at next.
+    measure_at: Option<Duration>,
     /// Lives that ended before any worker was ready.
     early_deaths: u32,
     /// INT has asked for a stop; another one means at once.
@@ -245,25 +111,42 @@ impl Supervisor {
     /// A supervisor whose workers all start at `now`, with the first [`Event::Time`].
     #[must_use]
     pub fn new(settings: Settings, now: Duration) -> Self {
-        let slots = (0..settings.workers).map(|slot| Slot::new(slot, now)).collect();
+        let slots = (0..settings.workers).map(|slot| Slot::new(slot, Generation::FIRST, now)).collect();
         Self {
             random: Random::new(settings.seed),
-            settings,
             slots,
-            orphaned_groups: Vec::new(),
+            wanted: settings.workers,
+            leaving: Vec::new(),
             phase: Phase::Running,
             reached: Reached::Nothing,
+            generation: Generation::FIRST,
+            last_generation: Generation::FIRST,
+            reload: None,
+            earliest_start: now,
+            measure_at: settings.max_memory.map(|_| now + MEASURE_INTERVAL),
             early_deaths: 0,
             interrupted: false,
             killed: false,
             last_failure: None,
+            settings,
         }
     }
 
-    /// How many slots there are.
+    /// How many workers there are to be.
     #[must_use]
     pub fn size(&self) -> u32 {
-        self.settings.workers
+        self.wanted
+    }
+
+    /// The generation and the name of each worker that has a main process, by generation and slot.
+    #[must_use]
+    pub fn workers(&self) -> Vec<(Generation, WorkerId)> {
+        let in_slots = self.slots.iter().flat_map(Slot::lives).filter(|life| life.has_process());
+        let in_slots = in_slots.map(|life| (life.generation, life.worker));
+        let leaving = self.leaving.iter().filter(|leaving| !leaving.is_orphaned);
+        let mut all: Vec<_> = in_slots.chain(leaving.map(|leaving| (leaving.generation, leaving.worker))).collect();
+        all.sort_unstable();
+        all
     }
 
     /// Takes an event and says what to do.
@@ -277,8 +160,21 @@ impl Supervisor {
             Event::Executed(worker) => self.executed(now, worker, &mut effects),
             Event::Listening(worker) => self.listening(now, worker, &mut effects),
             Event::NothingShared => self.settings.ready = self.settings.ready.without_sharing(),
+            Event::Told(worker, notice) => self.told(now, worker, notice, &mut effects),
+            Event::GenerationLoaded(generation) => self.generation_loaded(generation),
+            Event::GenerationRefused(generation, error) => {
+                self.generation_refused(now, generation, error, &mut effects);
+            }
+            Event::QueueEmpty(worker) => {
+                if let Some(leaving) = self.leaving.iter_mut().find(|leaving| leaving.worker == worker) {
+                    leaving.queue_is_empty(now, &self.settings, &mut effects);
+                }
+            }
+            Event::Memory(worker, bytes) => self.measured(worker, bytes),
             Event::Exited { worker, end, group_left } => self.exited(now, worker, end, group_left, &mut effects),
-            Event::GroupGone(worker) => self.orphaned_groups.retain(|group| group.worker != worker),
+            Event::GroupGone(worker) => {
+                self.leaving.retain(|leaving| !(leaving.is_orphaned && leaving.worker == worker));
+            }
             Event::Signal(signal) => self.signal(now, signal, &mut effects),
             Event::SomethingRemains => {
                 if let Phase::Clearing(_, clearing) = &mut self.phase {
@@ -295,215 +191,94 @@ impl Supervisor {
     /// When [`Event::Time`] is due, if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
+        let leaving = self.leaving.iter().filter_map(Leaving::deadline);
         match &self.phase {
-            Phase::Running | Phase::Stopping(_) => {
-                let slots = self.slots.iter().filter_map(Slot::deadline);
-                slots.chain(self.orphaned_groups.iter().filter_map(|group| group.escalation.deadline())).min()
+            Phase::Running => {
+                let lives = self.slots.iter().flat_map(Slot::lives);
+                let lives = lives.filter_map(|life| life.deadline(self.earliest_start));
+                lives.chain(leaving).chain(self.rollout_deadline()).chain(self.measure_at).min()
             }
+            Phase::Stopping(_) => leaving.min(),
             Phase::Clearing(_, clearing) => clearing.deadline(),
             Phase::Finished => None,
-        }
-    }
-
-    /// The slot of a life that is not over, together with what else its fate depends on.
-    fn living(&mut self, worker: WorkerId) -> Option<(&mut Slot, &mut Random, &Settings)> {
-        let slot = self.slots.get_mut(usize::try_from(worker.slot).ok()?)?;
-        (slot.worker == worker && slot.has_process()).then_some((slot, &mut self.random, &self.settings))
-    }
-
-    fn not_started(&mut self, now: Duration, worker: WorkerId, why: NotRun, effects: &mut Vec<Effect>) {
-        let running = matches!(self.phase, Phase::Running);
-        let Some((slot, random, settings)) = self.living(worker) else { return };
-        if !running {
-            slot.state = State::Ended;
-            return;
-        }
-        // Not the worker's fault, so the crash limit does not count it; the delay grows all the same.
-        slot.failures += 1;
-        let delay = settings.backoff.delay(slot.failures.max(2), random).max(SHORTEST_RETRY);
-        slot.state = State::Waiting { until: now + delay };
-        effects.push(Effect::Report(Report::NotStarted(worker, why, delay)));
-    }
-
-    fn executed(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
-        let Some((slot, _, settings)) = self.living(worker) else { return };
-        let State::Starting { proof: proof @ Proof::Execution } = &mut slot.state else { return };
-        *proof = match settings.ready {
-            Ready::Exec => Proof::Age(now),
-            Ready::Delay(delay) => Proof::Age(now + delay),
-            Ready::BindOrDelay(delay) if !slot.has_listened => Proof::Age(now + delay),
-            Ready::Bind | Ready::BindOrDelay(_) => Proof::Listening,
-        };
-        let report = if worker.life == 1 { Report::Started } else { Report::Replaced };
-        effects.push(Effect::Report(report(worker)));
-        self.reached = self.reached.max(Reached::Executed);
-    }
-
-    fn listening(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
-        // The news of its execution may come second.
-        self.executed(now, worker, effects);
-        let Some((slot, _, settings)) = self.living(worker) else { return };
-        slot.has_listened = true;
-        if let (Ready::Bind | Ready::BindOrDelay(_), State::Starting { proof }) = (settings.ready, &mut slot.state) {
-            *proof = Proof::Age(now);
         }
     }
 
     /// Whether workers are being stopped, or are gone.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        !matches!(self.phase, Phase::Running)
+        !self.is_running()
     }
 
     /// What happens to the connections of each slot, where it has a queue of its own.
     #[must_use]
     pub fn queues(&self, now: Duration) -> Vec<QueueState> {
-        rotation::queues(&self.slots, now)
+        rotation::queues(&self.slots, &self.leaving, self.wanted, now)
     }
 
-    fn exited(&mut self, now: Duration, worker: WorkerId, end: End, group_left: bool, effects: &mut Vec<Effect>) {
-        let Some((slot, ..)) = self.living(worker) else { return };
-        let before = std::mem::replace(&mut slot.state, State::Ended);
-        if let State::Draining(escalation) = before {
-            if group_left {
-                self.orphaned_groups.push(OrphanedGroup { worker, escalation });
-            }
-            effects.push(Effect::Report(Report::Stopped(worker, end)));
-            return;
-        }
-        let status = end.status();
-        let success = status == Status::SUCCESS || self.settings.ok_exits.contains(&status);
-        let ready_for = match before {
-            State::Ready { since } => now.saturating_sub(since),
-            State::Starting { .. } | State::Waiting { .. } | State::Draining(_) | State::Ended => Duration::ZERO,
-        };
-        let next = match self.reason_to_stop(&end, success) {
-            Some(reason) => Next::Stop(reason),
-            None => self.restart(now, worker, success, ready_for),
-        };
-        if next == Next::Nobody && !success {
-            self.last_failure = Some(status);
-        }
-        effects.push(Effect::Report(Report::Ended { worker, end, success, next }));
-        if group_left {
-            let (escalation, signal) = Escalation::begin(now, &self.settings.stop);
-            effects.push(Effect::Report(Report::GroupOrphaned(worker)));
-            self.settings.push_stop_signal(worker, signal, effects);
-            self.orphaned_groups.push(OrphanedGroup { worker, escalation });
-        }
-        if let Next::Stop(reason) = next {
-            effects.push(Effect::Report(Report::GivingUp(worker, reason, status)));
-            self.stop_all(now, Some(status), effects);
-        }
-    }
-
-    /// Whether the end of a worker that was not told to stop ends everything.
-    fn reason_to_stop(&mut self, end: &End, success: bool) -> Option<Reason> {
-        if !matches!(self.phase, Phase::Running) {
-            return None;
-        }
-        if self.settings.fatal_exits.contains(&end.status()) {
-            return Some(Reason::FatalExit);
-        }
-        if matches!(end, End::CannotRun(_)) && self.reached == Reached::Nothing {
-            return Some(Reason::NeverExecuted);
-        }
-        if self.reached < Reached::OneReady && self.is_restarted(success) {
-            self.early_deaths += 1;
-            if self.settings.crash_limit > 0 && self.early_deaths >= self.settings.crash_limit {
-                return Some(Reason::CrashLimit(self.early_deaths));
-            }
-        }
-        None
-    }
-
-    fn is_restarted(&self, success: bool) -> bool {
-        match self.settings.restart {
-            Restart::Always => true,
-            Restart::OnFailure => !success,
-            Restart::Never => false,
-        }
-    }
-
-    /// Decides when the slot of a worker that ended by itself has its next life.
-    fn restart(&mut self, now: Duration, worker: WorkerId, success: bool, ready_for: Duration) -> Next {
-        if !self.is_restarted(success) {
-            return Next::Nobody;
-        }
-        let Self { slots, random, settings, .. } = self;
-        let Some(slot) = slots.iter_mut().find(|slot| slot.worker == worker) else { return Next::Nobody };
-        if ready_for >= GOOD_LIFE {
-            slot.failures = 0;
-        }
-        let delay = if success && ready_for >= LEAST_READY_TIME {
-            Duration::ZERO
-        } else {
-            slot.failures += 1;
-            settings.backoff.delay(slot.failures, random)
-        };
-        slot.state = State::Waiting { until: now + delay };
-        if delay.is_zero() { Next::Now } else { Next::After(delay) }
+    fn wanted_slots(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().take(usize::try_from(self.wanted).unwrap_or(usize::MAX))
     }
 
     fn signal(&mut self, now: Duration, signal: Signal, effects: &mut Vec<Effect>) {
-        let living = u32::try_from(self.slots.iter().filter(|slot| slot.has_process()).count()).unwrap_or(u32::MAX);
+        let workers = self.workers();
+        let count = u32::try_from(workers.len()).unwrap_or(u32::MAX);
         match self.settings.actions.of(signal) {
-            Action::Stop if self.interrupted && signal == Signal::INT => self.stop_now(now, signal, living, effects),
+            Action::Stop if self.interrupted && signal == Signal::INT => self.stop_now(now, signal, count, effects),
             Action::Stop => {
                 self.interrupted |= signal == Signal::INT;
-                if matches!(self.phase, Phase::Running) {
-                    effects.push(Effect::Report(Report::Stopping(signal, living)));
+                if self.is_running() {
+                    effects.push(Effect::Report(Report::Stopping(signal, count)));
                     self.stop_all(now, None, effects);
                 }
             }
-            Action::StopNow => self.stop_now(now, signal, living, effects),
+            Action::StopNow => self.stop_now(now, signal, count, effects),
+            Action::Reload if self.is_running() => self.reload(now, signal, effects),
+            Action::ScaleUp if self.is_running() => self.scale_up(now, signal, effects),
+            Action::ScaleDown if self.is_running() => self.scale_down(now, signal, effects),
+            Action::Reload | Action::ScaleUp | Action::ScaleDown | Action::Ignore => {}
             Action::Forward(other) => {
                 let sent = other.unwrap_or(signal);
-                effects.push(Effect::Report(Report::Forwarded(sent, living)));
+                effects.push(Effect::Report(Report::Forwarded(sent, count)));
                 let reach = if self.settings.no_group { Reach::MainProcess } else { Reach::Group };
-                let workers = self.slots.iter().filter(|slot| slot.has_process());
-                effects.extend(workers.map(|slot| Effect::Signal(slot.worker, reach, sent)));
+                effects.extend(workers.into_iter().map(|(_, worker)| Effect::Signal(worker, reach, sent)));
                 // Ctrl-Z at a terminal: the workers stop, and the shell wants its terminal back.
                 if sent == Signal::TSTP {
                     effects.push(Effect::Suspend);
                 }
             }
-            Action::Ignore => {}
-            Action::Reserved(command) => effects.push(Effect::Report(Report::Unavailable(signal, command))),
+            Action::Upgrade => effects.push(Effect::Report(Report::Unavailable(signal))),
         }
     }
 
     /// Begins the stop schedule on every worker; from here on nothing is started.
     fn stop_all(&mut self, now: Duration, status: Option<Status>, effects: &mut Vec<Effect>) {
         self.phase = Phase::Stopping(status);
-        for slot in &mut self.slots {
-            match slot.state {
-                State::Starting { .. } | State::Ready { .. } => {
-                    let (escalation, signal) = Escalation::begin(now, &self.settings.stop);
-                    self.killed |= escalation.was_killed();
-                    slot.state = State::Draining(escalation);
-                    self.settings.push_stop_signal(slot.worker, signal, effects);
-                }
-                State::Waiting { .. } => slot.state = State::Ended,
-                State::Draining(_) | State::Ended => {}
-            }
+        self.reload = None;
+        let Self { slots, leaving, settings, .. } = self;
+        for one in leaving.iter_mut() {
+            one.change_manner(now, Manner::Stop, settings, effects);
         }
+        for slot in slots {
+            for life in slot.lives().filter(|life| life.has_process()) {
+                let who = (life.worker, life.generation);
+                leaving.push(Leaving::told(now, who, Manner::Stop, settings, effects));
+            }
+            slot.successor = None;
+            slot.current.state = State::Ended;
+        }
+        self.killed |= self.leaving.iter().any(Leaving::was_killed);
     }
 
     /// KILL to everything that is still there.
-    fn stop_now(&mut self, now: Duration, signal: Signal, living: u32, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Report(Report::StoppingNow(signal, living)));
-        if matches!(self.phase, Phase::Running) {
+    fn stop_now(&mut self, now: Duration, signal: Signal, count: u32, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Report(Report::StoppingNow(signal, count)));
+        if self.is_running() {
             self.stop_all(now, None, &mut Vec::new());
         }
-        let draining = self.slots.iter_mut().filter_map(|slot| match &mut slot.state {
-            State::Draining(escalation) => Some((slot.worker, escalation)),
-            State::Waiting { .. } | State::Starting { .. } | State::Ready { .. } | State::Ended => None,
-        });
-        let orphaned = self.orphaned_groups.iter_mut().map(|group| (group.worker, &mut group.escalation));
-        for (worker, escalation) in draining.chain(orphaned) {
+        for leaving in &mut self.leaving {
             self.killed = true;
-            self.settings.push_stop_signal(worker, escalation.kill(now), effects);
+            leaving.kill(now, &self.settings, effects);
         }
         if let Phase::Clearing(_, clearing) = &mut self.phase {
             clearing.kill(now, effects);
@@ -525,46 +300,45 @@ impl Supervisor {
 
     /// Does all that is due at `now`.
     fn advance(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        let running = matches!(self.phase, Phase::Running);
-        let Self { slots, settings, .. } = self;
-        for slot in slots {
-            match &mut slot.state {
-                State::Waiting { until } if running && *until <= now => {
-                    slot.worker.life += 1;
-                    slot.state = State::Starting { proof: Proof::Execution };
-                    effects.push(Effect::Spawn(slot.worker));
-                }
-                State::Starting { proof: Proof::Age(at) } if *at <= now => {
-                    slot.state = State::Ready { since: now };
-                    self.reached = self.reached.max(Reached::OneReady);
-                    effects.push(Effect::Report(Report::Ready(slot.worker)));
-                }
-                State::Draining(escalation) => {
-                    if !advance_stop(now, slot.worker, escalation, settings, effects) {
-                        slot.state = State::Ended;
-                    } else {
-                        self.killed |= escalation.was_killed();
-                    }
-                }
-                State::Waiting { .. } | State::Starting { .. } | State::Ready { .. } | State::Ended => {}
+        for number in 0..self.wanted {
+            if self.is_running() {
+                self.advance_slot(now, number, effects);
             }
         }
-        self.orphaned_groups.retain_mut(|group| {
-            let goes_on = advance_stop(now, group.worker, &mut group.escalation, settings, effects);
-            self.killed |= !running && group.escalation.was_killed();
-            goes_on
-        });
+        let is_running = self.is_running();
+        if let Some(at) = self.measure_at.as_mut().filter(|at| is_running && **at <= now) {
+            *at = now + MEASURE_INTERVAL;
+            effects.push(Effect::MeasureMemory);
+        }
+        self.advance_leaving(now, effects);
+        // After these: whoever is gone makes room.
+        if self.is_running() {
+            self.advance_rollout(now, effects);
+        }
+        self.killed |= self.is_stopping() && self.leaving.iter().any(Leaving::was_killed);
         self.advance_phase(now, effects);
     }
 
-    fn advance_phase(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        let is_ready = |slot: &Slot| matches!(slot.state, State::Ready { .. });
-        if self.reached < Reached::AllReady && self.slots.iter().all(is_ready) {
-            self.reached = Reached::AllReady;
-            effects.push(Effect::Report(Report::AllReady(self.settings.workers)));
+    fn advance_leaving(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let mut index = 0;
+        while let Some(one) = self.leaving.get(index) {
+            let others_serve =
+                one.is_to_be_told(now) && rotation::others_serve(&self.slots, &self.leaving, one.worker.slot);
+            let Some(one) = self.leaving.get_mut(index) else { return };
+            match one.advance(now, others_serve, &self.settings, effects) {
+                Outcome::Leaving => index += 1,
+                Outcome::Abandoned => drop(self.leaving.remove(index)),
+            }
         }
-        let has_ended = |slot: &Slot| matches!(slot.state, State::Ended);
-        let all_gone = self.orphaned_groups.is_empty() && self.slots.iter().all(has_ended);
+    }
+
+    fn advance_phase(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        if self.reached < Reached::AllReady && self.wanted_slots().all(|slot| slot.current.is_ready()) {
+            self.reached = Reached::AllReady;
+            effects.push(Effect::Report(Report::AllReady(self.wanted)));
+        }
+        let is_vacant = |slot: &Slot| slot.has_ended() && slot.successor.is_none();
+        let all_gone = self.leaving.is_empty() && self.slots.iter().all(is_vacant);
         match &mut self.phase {
             // Only `--restart` ends every slot while running: panzer exits as the last failure did.
             Phase::Running if all_gone => {
@@ -581,26 +355,4 @@ impl Supervisor {
             Phase::Running | Phase::Stopping(_) | Phase::Finished => {}
         }
     }
-}
-
-/// Does what is due in the stop of one worker or of what it left; false when it is given up.
-fn advance_stop(
-    now: Duration,
-    worker: WorkerId,
-    escalation: &mut Escalation,
-    settings: &Settings,
-    effects: &mut Vec<Effect>,
-) -> bool {
-    match escalation.poll(now, &settings.stop) {
-        Due::Nothing => {}
-        Due::Send(signal) => {
-            effects.push(Effect::Report(Report::Escalated(worker, signal)));
-            settings.push_stop_signal(worker, signal, effects);
-        }
-        Due::Abandon => {
-            effects.push(Effect::Report(Report::Abandoned(worker)));
-            return false;
-        }
-    }
-    true
 }

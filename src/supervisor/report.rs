@@ -5,7 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{End, NotRun, WorkerId};
+use super::rollout::{Failure, Why};
+use super::{End, Generation, NotRun, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
 
@@ -42,6 +43,8 @@ pub enum Next {
     Now,
     /// A new one after this delay.
     After(Duration),
+    /// The one that is starting already in its place.
+    Successor,
     /// Nobody: `--restart` says so.
     Nobody,
     /// panzer stops everything.
@@ -83,6 +86,38 @@ pub enum Report {
     },
     /// A worker ended that was told to.
     Stopped(WorkerId, End),
+    /// A worker has not proved itself within this time.
+    NotReady(WorkerId, Duration),
+    /// A worker was silent for this long; `None`: it has asked for this.
+    Silent(WorkerId, Option<Duration>),
+    /// What a worker says of itself.
+    Says(WorkerId, String),
+    /// The first one has proved itself and takes the place of the second one.
+    TookOver(WorkerId, WorkerId),
+    /// All workers are being replaced; `None`: because that was asked for during the reload before.
+    Reloading(Option<Signal>, u32, Generation),
+    /// A reload was asked for during another.
+    ReloadQueued(Signal),
+    /// A try has failed; how long until the next.
+    ReloadRetry(WorkerId, Generation, Failure, Duration),
+    /// The last try has failed.
+    ReloadFailed(WorkerId, Generation, Failure),
+    /// There was nothing to try, and why.
+    ReloadRefused(Generation, String),
+    /// All workers are of this generation and ready.
+    Reloaded(u32, Generation),
+    /// One worker is being replaced.
+    Recycling(WorkerId, Why),
+    /// That has failed; how long until the next try.
+    RecycleFailed(WorkerId, Failure, Duration),
+    /// There is one worker more: so many.
+    ScaledUp(Signal, u32),
+    /// There is one worker fewer: so many.
+    ScaledDown(Signal, u32),
+    /// There are as many workers as there may be.
+    CannotScaleUp(Signal, u32),
+    /// There is one worker.
+    CannotScaleDown(Signal),
     /// The system was short of something; why, and how long until the next try.
     NotStarted(WorkerId, NotRun, Duration),
     /// The main process ended, others of its process group did not and were told to.
@@ -103,8 +138,8 @@ pub enum Report {
     RemainingAbandoned,
     /// A signal was passed on to so many workers.
     Forwarded(Signal, u32),
-    /// A signal whose command this version does not have.
-    Unavailable(Signal, &'static str),
+    /// A signal that asks for an upgrade, which this version cannot do.
+    Unavailable(Signal),
     /// panzer's work is done.
     Finished,
 }
@@ -115,15 +150,22 @@ impl Report {
     pub fn level(&self) -> Level {
         match self {
             Self::NotStarted(..) | Self::Abandoned(_) | Self::RemainingAbandoned => Level::Error,
+            Self::ReloadFailed(..) | Self::ReloadRefused(..) => Level::Error,
+            Self::NotReady(..) | Self::Silent(..) | Self::ReloadRetry(..) | Self::RecycleFailed(..) => Level::Warning,
+            Self::CannotScaleUp(..) | Self::CannotScaleDown(_) => Level::Warning,
+            Self::TookOver(..) | Self::Reloading(..) | Self::ReloadQueued(_) | Self::Reloaded(..) => Level::Info,
+            Self::Recycling(..) | Self::ScaledUp(..) | Self::ScaledDown(..) => Level::Info,
             Self::GivingUp(_, Reason::NeverExecuted, _) => Level::Debug,
             Self::GivingUp(_, Reason::FatalExit | Reason::CrashLimit(_), _) => Level::Error,
             Self::Ended { end: End::CannotRun(_), .. } => Level::Error,
             Self::Ended { success: true, .. } => Level::Info,
-            Self::Ended { success: false, .. } | Self::Escalated(..) | Self::Unavailable(..) => Level::Warning,
+            Self::Ended { success: false, .. } | Self::Escalated(..) | Self::Unavailable(_) => Level::Warning,
             Self::Replaced(_) | Self::AllReady(_) | Self::GroupOrphaned(_) => Level::Info,
             Self::SignallingRemaining(Signal::KILL) => Level::Warning,
             Self::Stopping(..) | Self::StoppingNow(..) | Self::SignallingRemaining(_) | Self::Finished => Level::Info,
-            Self::Started(_) | Self::Ready(_) | Self::Stopped(..) | Self::Forwarded(..) => Level::Debug,
+            Self::Started(_) | Self::Ready(_) | Self::Stopped(..) | Self::Says(..) | Self::Forwarded(..) => {
+                Level::Debug
+            }
         }
     }
 
@@ -136,6 +178,19 @@ impl Report {
             Self::AllReady(_) => "all_ready",
             Self::Ended { .. } => "worker_ended",
             Self::Stopped(..) => "worker_stopped",
+            Self::NotReady(..) => "worker_not_ready",
+            Self::Silent(..) => "worker_silent",
+            Self::Says(..) => "worker_says",
+            Self::TookOver(..) => "worker_replaced",
+            Self::Reloading(..) => "reloading",
+            Self::ReloadQueued(_) => "reload_queued",
+            Self::ReloadRetry(..) => "reload_retry",
+            Self::ReloadFailed(..) | Self::ReloadRefused(..) => "reload_failed",
+            Self::Reloaded(..) => "reloaded",
+            Self::Recycling(..) => "recycling",
+            Self::RecycleFailed(..) => "recycle_failed",
+            Self::ScaledUp(..) | Self::ScaledDown(..) => "scaled",
+            Self::CannotScaleUp(..) | Self::CannotScaleDown(_) => "cannot_scale",
             Self::NotStarted(..) => "worker_not_started",
             Self::GroupOrphaned(_) => "group_orphaned",
             Self::Escalated(..) => "worker_escalated",
@@ -146,7 +201,7 @@ impl Report {
             Self::SignallingRemaining(_) => "signalling_remaining",
             Self::RemainingAbandoned => "remaining_abandoned",
             Self::Forwarded(..) => "signal_forwarded",
-            Self::Unavailable(..) => "signal_unavailable",
+            Self::Unavailable(_) => "signal_unavailable",
             Self::Finished => "finished",
         }
     }
@@ -158,17 +213,29 @@ impl Report {
             Self::Replaced(w) | Self::Started(w) | Self::Ready(w) | Self::GroupOrphaned(w) => Some(*w),
             Self::Ended { worker, .. } => Some(*worker),
             Self::Stopped(w, _) | Self::NotStarted(w, ..) | Self::Abandoned(w) => Some(*w),
+            Self::NotReady(w, _) | Self::Silent(w, _) | Self::Says(w, _) | Self::TookOver(w, _) => Some(*w),
+            Self::ReloadRetry(w, ..) | Self::ReloadFailed(w, ..) => Some(*w),
+            Self::Recycling(w, _) | Self::RecycleFailed(w, ..) => Some(*w),
             Self::Escalated(w, _) | Self::GivingUp(w, ..) => Some(*w),
             Self::AllReady(_) | Self::Stopping(..) | Self::StoppingNow(..) => None,
             Self::SignallingRemaining(_) | Self::RemainingAbandoned => None,
-            Self::Forwarded(..) | Self::Unavailable(..) => None,
+            Self::Reloading(..) | Self::ReloadQueued(_) | Self::ReloadRefused(..) | Self::Reloaded(..) => None,
+            Self::ScaledUp(..) | Self::ScaledDown(..) | Self::CannotScaleUp(..) | Self::CannotScaleDown(_) => None,
+            Self::Forwarded(..) | Self::Unavailable(_) => None,
             Self::Finished => None,
         }
     }
 
-    /// The line's words. `who` is what to call the worker that it is about: `worker 2 (pid 431)`.
+    /// The other worker that it is about.
     #[must_use]
-    pub fn text(&self, who: &str) -> String {
+    pub fn other_worker(&self) -> Option<WorkerId> {
+        if let Self::TookOver(_, old) = self { Some(*old) } else { None }
+    }
+
+    /// The line's words. `who` is what to call the worker that it is about: `worker 2 (pid 431)`; `other` the process of
+    /// the other one: `pid 399`.
+    #[must_use]
+    pub fn text(&self, who: &str, other: &str) -> String {
         match self {
             Self::Replaced(_) | Self::Started(_) => format!("{who} started"),
             Self::Ready(_) => format!("{who} is ready"),
@@ -179,16 +246,57 @@ impl Report {
                 Next::After(delay) => {
                     format!("{}; trying again for worker {} in {}", why.error, w.slot, Rounded(*delay))
                 }
+                Next::Successor => format!("{}; a new worker {} is starting already", why.error, w.slot),
                 Next::Nobody => format!("{}; worker {} is not started again", why.error, w.slot),
                 Next::Stop(_) => why.error.clone(),
             },
             Self::Ended { end, next, .. } => match next {
                 Next::Now => format!("{who} {end}; starting a new one"),
                 Next::After(delay) => format!("{who} {end}; starting a new one in {}", Rounded(*delay)),
+                Next::Successor => format!("{who} {end}; a new one is starting already"),
                 Next::Nobody => format!("{who} {end}; it is not started again"),
                 Next::Stop(_) => format!("{who} {end}"),
             },
             Self::Stopped(_, end) => format!("{who} {end}"),
+            Self::NotReady(_, limit) => format!("{who} was not ready within {}; stopping it", Rounded(*limit)),
+            Self::Silent(_, Some(limit)) => format!("{who} was silent for {}; sent SIGABRT", Rounded(*limit)),
+            Self::Silent(_, None) => format!("{who} has asked for its end; sent SIGABRT"),
+            Self::Says(_, text) => format!("{who} says: {text}"),
+            Self::TookOver(..) => format!("{who} is ready; stopping {other}"),
+            Self::Reloading(Some(signal), count, generation) => {
+                format!("{signal}: reloading {} as generation {}", Workers(*count), generation.0)
+            }
+            Self::Reloading(None, count, generation) => {
+                format!("once more: reloading {} as generation {}", Workers(*count), generation.0)
+            }
+            Self::ReloadQueued(signal) => format!("{signal}: a reload is under way; once more after it"),
+            Self::ReloadRetry(_, generation, failure, delay) => {
+                let (failure, delay) = (failure.text(who), Rounded(*delay));
+                format!("{failure}; trying generation {} again in {delay}", generation.0)
+            }
+            Self::ReloadFailed(_, generation, failure) => {
+                let failure = failure.text(who);
+                format!("cannot reload to generation {}: {failure}; the old workers stay", generation.0)
+            }
+            Self::ReloadRefused(generation, error) => {
+                format!("cannot reload to generation {}: {error}; the old workers stay", generation.0)
+            }
+            Self::Reloaded(count, generation) => {
+                let all = if *count == 1 { "the worker is".to_owned() } else { format!("all {count} workers are") };
+                format!("reloaded: {all} of generation {}", generation.0)
+            }
+            Self::Recycling(_, Why::Age(age)) => format!("{who} is {} old; replacing it", Rounded(*age)),
+            Self::Recycling(_, Why::Memory(bytes)) => format!("{who} uses {} MB; replacing it", bytes >> 20),
+            Self::RecycleFailed(_, failure, delay) => {
+                let (failure, delay) = (failure.text(&format!("{who}, its replacement,")), Rounded(*delay));
+                format!("{failure}; the old one stays, trying again in {delay}")
+            }
+            Self::ScaledUp(signal, count) => format!("{signal}: {} now, one more", Workers(*count)),
+            Self::ScaledDown(signal, count) => format!("{signal}: {} now, one fewer", Workers(*count)),
+            Self::CannotScaleUp(signal, count) => {
+                format!("cannot scale up on {signal}: there are {count} workers, and no more can be had; ignored")
+            }
+            Self::CannotScaleDown(signal) => format!("cannot scale down on {signal}: there is 1 worker; ignored"),
             Self::NotStarted(_, why, delay) => format!("{}; trying again in {}", why.error, Rounded(*delay)),
             Self::GroupOrphaned(_) => format!("{who} left processes behind in its group; stopping them"),
             Self::Escalated(_, signal) => format!("{who} did not end in time; sent {signal}"),
@@ -208,10 +316,20 @@ impl Report {
                 "cannot kill what was left behind: the kernel does not let it go; exiting all the same".to_owned()
             }
             Self::Forwarded(signal, count) => format!("{signal}: forwarded to {}", Workers(*count)),
-            Self::Unavailable(signal, command) => {
-                format!("cannot {command} on {signal}: not in this version; ignored (--on can forward it)")
+            Self::Unavailable(signal) => {
+                format!("cannot upgrade on {signal}: not in this version; ignored (--on can forward it)")
             }
             Self::Finished => "everything has stopped".to_owned(),
+        }
+    }
+}
+
+impl Failure {
+    fn text(&self, who: &str) -> String {
+        match self {
+            Self::Ended(End::CannotRun(why)) => why.error.clone(),
+            Self::Ended(end) => format!("{who} {end}"),
+            Self::NotReady(limit) => format!("{who} was not ready within {}", Rounded(*limit)),
         }
     }
 }
@@ -225,13 +343,19 @@ impl fmt::Display for Workers {
     }
 }
 
-/// A delay as people read it: `120ms`, `1.3s`.
+/// A time as people read it: `120ms`, `1.3s`, `60s`, `61m`, `25h`.
 struct Rounded(Duration);
 
 impl fmt::Display for Rounded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = self.0.as_millis();
-        if ms < 1000 { write!(f, "{ms}ms") } else { write!(f, "{}.{}s", ms / 1000, ms % 1000 / 100) }
+        let (seconds, ms) = (self.0.as_secs(), self.0.subsec_millis());
+        match seconds {
+            0 => write!(f, "{ms}ms"),
+            1..=60 if ms >= 100 => write!(f, "{seconds}.{}s", ms / 100),
+            1..=120 => write!(f, "{seconds}s"),
+            121..=7200 => write!(f, "{}m", seconds / 60),
+            _ => write!(f, "{}h", seconds / 3600),
+        }
     }
 }
 

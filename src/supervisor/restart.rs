@@ -37,8 +37,7 @@ impl Backoff {
         let doublings = (failures - 2).min(31);
         let full = self.min.saturating_mul(1 << doublings).min(self.max);
         let half = full / 2;
-        let spread = u64::try_from((full - half).as_nanos()).unwrap_or(u64::MAX - 1);
-        half + Duration::from_nanos(random.draw() % (spread + 1))
+        half + random.up_to(full - half)
     }
 }
 
@@ -51,6 +50,12 @@ impl Random {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
+    }
+
+    /// A time of at most this.
+    pub fn up_to(&mut self, most: Duration) -> Duration {
+        let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX - 1);
+        Duration::from_nanos(self.draw() % (most + 1))
     }
 
     /// The next number.

@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use super::worker::{Slot, State};
+use super::leaving::Leaving;
+use super::worker::{Life, Slot, State};
 
 /// Connections wait for a worker that comes no later than this.
 pub const SOON: Duration = Duration::from_secs(1);
@@ -20,16 +21,47 @@ pub enum QueueState {
     Abandoned,
 }
 
-/// What happens to those of each slot. While nobody is ready all of them take what comes.
-pub(super) fn queues(slots: &[Slot], now: Duration) -> Vec<QueueState> {
-    if !slots.iter().any(|slot| matches!(slot.state, State::Ready { .. })) {
-        return vec![QueueState::Serving; slots.len()];
-    }
-    let queue_of = |slot: &Slot| match slot.state {
-        State::Ready { .. } => QueueState::Serving,
-        State::Starting { .. } | State::Draining(_) => QueueState::Held,
-        State::Waiting { until } if until <= now + SOON => QueueState::Held,
-        State::Waiting { .. } | State::Ended => QueueState::Abandoned,
+/// Whether an old worker of this slot is being let empty its queue, or has just been told to stop.
+fn is_kept_out(leaving: &[Leaving], slot: u32) -> bool {
+    leaving.iter().any(|leaving| leaving.worker.slot == slot && leaving.keeps_slot_out())
+}
+
+fn serves(slot: &Slot, leaving: &[Leaving]) -> bool {
+    slot.current.is_ready() && !slot.current.is_stopping && !is_kept_out(leaving, slot.number)
+}
+
+/// Whether any slot but this one takes new connections.
+pub(super) fn others_serve(slots: &[Slot], leaving: &[Leaving], number: u32) -> bool {
+    slots.iter().any(|slot| slot.number != number && serves(slot, leaving))
+}
+
+/// What happens to the connections of each slot. While nobody is ready all that are wanted take what comes.
+pub(super) fn queues(slots: &[Slot], leaving: &[Leaving], wanted: u32, now: Duration) -> Vec<QueueState> {
+    let has_old_worker =
+        |number: u32| leaving.iter().any(|leaving| leaving.worker.slot == number && !leaving.is_orphaned);
+    let is_served_soon = |slot: &Slot| {
+        let starts_soon = matches!(slot.current.state, State::Waiting { until } if until <= now + SOON);
+        starts_soon || slot.lives().any(Life::has_process) || has_old_worker(slot.number)
+    };
+    let somebody_serves = slots.iter().any(|slot| serves(slot, leaving));
+    let somebody_is_ready = slots.iter().any(|slot| slot.current.is_ready());
+    let takes_new_ones = |slot: &Slot| {
+        if somebody_serves {
+            serves(slot, leaving)
+        } else if somebody_is_ready {
+            slot.current.is_ready()
+        } else {
+            slot.number < wanted
+        }
+    };
+    let queue_of = |slot: &Slot| {
+        if takes_new_ones(slot) {
+            QueueState::Serving
+        } else if is_served_soon(slot) {
+            QueueState::Held
+        } else {
+            QueueState::Abandoned
+        }
     };
     slots.iter().map(queue_of).collect()
 }

@@ -68,6 +68,13 @@ impl Schedule {
         Self::term_then_kill(LAST_SIGNAL_WAIT)
     }
 
+    /// ABRT, which makes a core or a stack trace, and after `wait` this schedule.
+    #[must_use]
+    pub fn after_abort(&self, wait: Duration) -> Self {
+        let first = Step { signal: Signal::ABRT, wait: Some(wait) };
+        Self { first, later: self.steps().collect() }
+    }
+
     /// What was asked for, or the standard one.
     #[must_use]
     pub fn or_standard(asked: Option<&Self>) -> Self {
@@ -153,6 +160,13 @@ impl Escalation {
             self.take(now, Step { signal: Signal::KILL, wait: None });
         }
         Signal::KILL
+    }
+
+    /// Puts the next step off until then, unless it is later already. Nothing puts off what comes after KILL.
+    pub fn extend(&mut self, until: Duration) {
+        if let (Some(due), false) = (&mut self.due, self.killed) {
+            *due = until.max(*due);
+        }
     }
 
     /// When [`Escalation::poll`] has something to say, if ever.

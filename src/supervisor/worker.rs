@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use super::WorkerId;
-use super::stop::Escalation;
+use super::rollout::Recycling;
+use super::{Generation, WorkerId};
 
 /// When a worker counts as ready.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +18,10 @@ pub enum Ready {
     Bind,
     /// The same, or when it has lived this long, unless an earlier life of its slot has listened.
     BindOrDelay(Duration),
+    /// When it says so to `NOTIFY_SOCKET` (`sd_notify(3)`).
+    Notify,
+    /// When it writes a newline to `PANZER_READY_FD`, as with s6.
+    Descriptor,
 }
 
 /// How long a worker must live to be ready where nothing else tells.
@@ -30,7 +34,7 @@ impl Ready {
         match self {
             Self::Bind => Self::Delay(STANDARD_DELAY),
             Self::BindOrDelay(delay) => Self::Delay(delay),
-            Self::Exec | Self::Delay(_) => self,
+            Self::Exec | Self::Delay(_) | Self::Notify | Self::Descriptor => self,
         }
     }
 }
@@ -44,10 +48,12 @@ pub enum Proof {
     Age(Duration),
     /// That it listens.
     Listening,
+    /// Its own word.
+    Word,
 }
 
-/// What a slot is doing.
-#[derive(Clone, Debug)]
+/// What a life is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
     /// No process; the next life begins at `until`.
     Waiting {
@@ -58,25 +64,87 @@ pub enum State {
     Starting {
         /// What comes next.
         proof: Proof,
+        /// When it has failed, if it has not been shown by then.
+        by: Duration,
     },
     /// The worker does its work.
     Ready {
         /// Since when.
         since: Duration,
     },
-    /// The worker was told to stop.
-    Draining(Escalation),
     /// No process, and there will be none.
     Ended,
+}
+
+/// One life, or the time until the next.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// Which one.
+    pub worker: WorkerId,
+    /// What it was started from.
+    pub generation: Generation,
+    /// What it is doing.
+    pub state: State,
+    /// It has said that it is about to end by itself.
+    pub is_stopping: bool,
+    /// How often it must beat once it is ready.
+    pub beat_interval: Option<Duration>,
+    /// When it has been silent for too long.
+    pub beat_by: Option<Duration>,
+    /// When it is old enough to be replaced.
+    pub retire_at: Option<Duration>,
+}
+
+impl Life {
+    /// A life in this state.
+    #[must_use]
+    pub fn new(worker: WorkerId, generation: Generation, state: State) -> Self {
+        Self { worker, generation, state, is_stopping: false, beat_interval: None, beat_by: None, retire_at: None }
+    }
+
+    /// Whether it has a process.
+    #[must_use]
+    pub fn has_process(&self) -> bool {
+        match self.state {
+            State::Starting { .. } | State::Ready { .. } => true,
+            State::Waiting { .. } | State::Ended => false,
+        }
+    }
+
+    /// Whether it does its work.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready { .. })
+    }
+
+    /// When it needs attention without anything happening. No start comes before `earliest_start`.
+    #[must_use]
+    pub fn deadline(&self, earliest_start: Duration) -> Option<Duration> {
+        match self.state {
+            State::Waiting { until } => Some(until.max(earliest_start)),
+            State::Starting { proof: Proof::Age(at), .. } => Some(at),
+            State::Starting { by, .. } => Some(by),
+            State::Ready { .. } => [self.beat_by, self.retire_at].into_iter().flatten().min(),
+            State::Ended => None,
+        }
+    }
 }
 
 /// A numbered place for a worker.
 #[derive(Clone, Debug)]
 pub struct Slot {
-    /// Which slot, and which life the state speaks of.
-    pub worker: WorkerId,
-    /// What it is doing.
-    pub state: State,
+    /// Its number, from 0.
+    pub number: u32,
+    /// How many lives have begun.
+    lives: u64,
+    /// The worker that the slot has.
+    pub current: Life,
+    /// A new life that is to take its place and has not proved itself yet.
+    pub successor: Option<Life>,
+    /// Why the worker is to be replaced, apart from a reload.
+    pub recycling: Option<Recycling>,
+    /// The generation of the last worker that was ready here: what a restart starts.
+    pub proven: Generation,
     /// Lives in a row that failed; forgotten after a good one.
     pub failures: u32,
     /// A life of it has listened on a port that workers share.
@@ -86,43 +154,40 @@ pub struct Slot {
 impl Slot {
     /// A slot whose first life begins at `start`.
     #[must_use]
-    pub fn new(slot: u32, start: Duration) -> Self {
+    pub fn new(number: u32, generation: Generation, start: Duration) -> Self {
+        let worker = WorkerId { slot: number, life: 0 };
         Self {
-            worker: WorkerId { slot, life: 0 },
-            state: State::Waiting { until: start },
+            number,
+            lives: 0,
+            current: Life::new(worker, generation, State::Waiting { until: start }),
+            successor: None,
+            recycling: None,
+            proven: generation,
             failures: 0,
             has_listened: false,
         }
     }
 
-    /// Whether the slot has a process.
-    #[must_use]
-    pub fn has_process(&self) -> bool {
-        match self.state {
-            State::Starting { .. } | State::Ready { .. } | State::Draining(_) => true,
-            State::Waiting { .. } | State::Ended => false,
-        }
+    /// Numbers the next life.
+    pub fn next_life(&mut self) -> WorkerId {
+        self.lives += 1;
+        WorkerId { slot: self.number, life: self.lives }
     }
 
-    /// When the slot needs attention without anything happening.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Duration> {
-        match &self.state {
-            State::Waiting { until } => Some(*until),
-            State::Starting { proof: Proof::Age(at) } => Some(*at),
-            State::Starting { proof: Proof::Execution | Proof::Listening } => None,
-            State::Draining(escalation) => escalation.deadline(),
-            State::Ready { .. } | State::Ended => None,
-        }
+    /// Its lives: the current one and the successor.
+    pub fn lives(&self) -> impl Iterator<Item = &Life> {
+        std::iter::once(&self.current).chain(&self.successor)
     }
-}
 
-/// A life whose main process has ended and whose process group has not: it is being stopped, and its slot may
-/// already have a new life.
-#[derive(Clone, Debug)]
-pub struct OrphanedGroup {
-    /// Whose group it is.
-    pub worker: WorkerId,
-    /// How far its stop is.
-    pub escalation: Escalation,
+    /// Whether it has no worker and starts none by itself.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(self.current.state, State::Ended)
+    }
+
+    /// The life of a process that is its own.
+    pub fn life_of(&mut self, worker: WorkerId) -> Option<&mut Life> {
+        let lives = std::iter::once(&mut self.current).chain(&mut self.successor);
+        lives.into_iter().find(|life| life.worker == worker && life.has_process())
+    }
 }

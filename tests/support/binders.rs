@@ -269,10 +269,7 @@ impl Binders {
     /// Waits until panzer has done all that followed from what it has said so far: it takes up a signal after that.
     #[track_caller]
     pub(crate) fn settle(&self) {
-        const SAYS: &str = "panzer: cannot reload on SIGHUP";
-        let before = self.running.stderr().matches(SAYS).count();
-        self.running.signal(libc::SIGHUP);
-        self.running.wait_lines(SAYS, before + 1);
+        self.running.settle();
     }
 
     /// Ends panzer with TERM, which must give the status 0.

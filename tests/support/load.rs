@@ -64,11 +64,13 @@ pub(crate) struct LoadOptions {
     pub(crate) mode: Mode,
     /// How long one request may take, from connecting to the last byte of the answer.
     pub(crate) deadline: Duration,
+    /// How long each loop waits between an answer and its next request: leaves processors to what else has to run.
+    pub(crate) pause: Duration,
 }
 
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
-        LoadOptions { connections: 4, mode: Mode::Short, deadline: Duration::from_secs(5) }
+        LoadOptions { connections: 4, mode: Mode::Short, deadline: Duration::from_secs(5), pause: Duration::ZERO }
     }
 }
 
@@ -144,7 +146,7 @@ pub(crate) struct Report {
     pub(crate) timed_out: u64,
     /// What else went wrong.
     pub(crate) other: Vec<String>,
-    /// The longest time within which no loop got an answer, from the start to `stop`.
+    /// The longest time that any one loop was without an answer, from its start to its end.
     pub(crate) longest_stall: Duration,
 }
 
@@ -183,6 +185,7 @@ impl Report {
         self.short_close += more.short_close;
         self.timed_out += more.timed_out;
         self.other.extend(more.other);
+        self.longest_stall = self.longest_stall.max(more.longest_stall);
     }
 }
 
@@ -220,19 +223,45 @@ fn pid_in(body: &str) -> u32 {
 /// What the loops share.
 struct Shared {
     stopping: AtomicBool,
-    answers: AtomicU64,
     started: Instant,
-    /// When the last answer came, in microseconds since the start.
-    last_answer: AtomicU64,
-    /// The longest time without an answer, in microseconds.
-    longest_stall: AtomicU64,
+    /// How many requests were not answered so far.
+    losses: AtomicU64,
+    loops: Vec<Answers>,
+}
+
+/// The answers that one loop has had.
+#[derive(Default)]
+struct Answers {
+    count: AtomicU64,
+    /// When the last one came, in microseconds since the start.
+    last: AtomicU64,
+    /// The longest time without one that ended since the last mark, in microseconds.
+    longest_since_mark: AtomicU64,
+    /// The longest one of all, but for those since the last mark.
+    longest_before_mark: AtomicU64,
+}
+
+impl Answers {
+    /// An answer came, this long after the start.
+    fn add(&self, now: u64) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let before = self.last.swap(now, Ordering::Relaxed);
+        self.longest_since_mark.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
+    }
+
+    /// Begins a new phase and returns the longest time without an answer of the one that ends. What lasts now counts in
+    /// both: in this one as long as it has lasted, in the next one from its beginning.
+    fn mark(&self, now: u64) -> u64 {
+        let lasting = now.saturating_sub(self.last.load(Ordering::Relaxed));
+        let longest = self.longest_since_mark.swap(0, Ordering::Relaxed).max(lasting);
+        self.longest_before_mark.fetch_max(longest, Ordering::Relaxed);
+        longest
+    }
 }
 
 impl Shared {
-    fn end_stall(&self) {
-        let now = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let before = self.last_answer.fetch_max(now, Ordering::Relaxed);
-        self.longest_stall.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }
 
@@ -248,15 +277,17 @@ impl Load {
         let addr = addr.into();
         let shared = Arc::new(Shared {
             stopping: AtomicBool::new(false),
-            answers: AtomicU64::new(0),
             started: Instant::now(),
-            last_answer: AtomicU64::new(0),
-            longest_stall: AtomicU64::new(0),
+            losses: AtomicU64::new(0),
+            loops: (0..options.connections).map(|_| Answers::default()).collect(),
         });
         let loops = (0..options.connections)
-            .map(|_| {
+            .map(|index| {
                 let (addr, shared) = (addr.clone(), Arc::clone(&shared));
-                thread::spawn(move || send_until_stopped(&addr, options, &shared))
+                thread::spawn(move || match shared.loops.get(index) {
+                    Some(answers) => send_until_stopped(&addr, options, &shared, answers),
+                    None => Report::default(),
+                })
             })
             .collect();
         Load { shared, loops }
@@ -264,15 +295,31 @@ impl Load {
 
     /// How many answers there have been so far.
     pub(crate) fn count(&self) -> u64 {
-        self.shared.answers.load(Ordering::Relaxed)
+        self.counts().iter().sum()
+    }
+
+    /// How many answers each loop has had so far.
+    pub(crate) fn counts(&self) -> Vec<u64> {
+        self.shared.loops.iter().map(|answers| answers.count.load(Ordering::Relaxed)).collect()
+    }
+
+    /// How many requests were not answered so far.
+    pub(crate) fn lost(&self) -> u64 {
+        self.shared.losses.load(Ordering::Relaxed)
+    }
+
+    /// Ends a phase of the load and returns the longest time in it that any one loop was without an answer. The report
+    /// is about all phases.
+    pub(crate) fn mark(&self) -> Duration {
+        let now = self.shared.now();
+        let longest = self.shared.loops.iter().map(|answers| answers.mark(now)).max();
+        Duration::from_micros(longest.unwrap_or_default())
     }
 
     /// Lets each loop finish the request in hand, and reports.
     pub(crate) fn stop(mut self) -> Report {
-        self.shared.end_stall();
-        let longest_stall = Duration::from_micros(self.shared.longest_stall.load(Ordering::Relaxed));
         self.shared.stopping.store(true, Ordering::Relaxed);
-        let mut total = Report { longest_stall, ..Report::default() };
+        let mut total = Report::default();
         for one in self.loops.drain(..) {
             match one.join() {
                 Ok(report) => total.add_report(report),
@@ -297,7 +344,7 @@ pub(crate) fn one(addr: &Addr) -> Result<String, Failure> {
 }
 
 /// One loop: a request at a time, on one connection or on many.
-fn send_until_stopped(addr: &Addr, options: LoadOptions, shared: &Shared) -> Report {
+fn send_until_stopped(addr: &Addr, options: LoadOptions, shared: &Shared, answers: &Answers) -> Report {
     let mut report = Report::default();
     let mut kept: Option<Connection> = None;
     while !shared.stopping.load(Ordering::Relaxed) {
@@ -317,14 +364,22 @@ fn send_until_stopped(addr: &Addr, options: LoadOptions, shared: &Shared) -> Rep
         });
         match &result {
             Ok(_) => {
-                shared.answers.fetch_add(1, Ordering::Relaxed);
-                shared.end_stall();
+                answers.add(shared.now());
+                if !options.pause.is_zero() {
+                    thread::sleep(options.pause);
+                }
             }
-            // A server that is away is not asked a hundred thousand times a second.
-            Err(_) => thread::sleep(Duration::from_millis(1)),
+            Err(_) => {
+                shared.losses.fetch_add(1, Ordering::Relaxed);
+                // A server that is away is not asked a hundred thousand times a second.
+                thread::sleep(Duration::from_millis(1));
+            }
         }
         report.add_result(&result);
     }
+    // To the end: what was never answered is a stall too.
+    answers.mark(shared.now());
+    report.longest_stall = Duration::from_micros(answers.longest_before_mark.load(Ordering::Relaxed));
     report
 }
 

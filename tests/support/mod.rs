@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "not every scenario file uses every helper")]
 
 pub(crate) mod binders;
+pub(crate) mod lives;
 pub(crate) mod load;
 pub(crate) mod panzer;
 pub(crate) mod ports;

@@ -14,6 +14,11 @@ impl Random {
         Random(seed.parse().expect("TEST_SEED is a number"))
     }
 
+    /// Another sequence, which follows from this one.
+    pub(crate) fn derived(&mut self) -> Random {
+        Random(self.below(u64::MAX))
+    }
+
     /// A number from 0 to `limit` - 1.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

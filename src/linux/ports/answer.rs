@@ -141,6 +141,7 @@ impl Ports {
         match Call::of(&request.notification).ok_or(PassOn::NotOurs)? {
             Call::Bind(descriptor, address_at, length) => self.bind(request, descriptor, (address_at, length), log),
             Call::Listen(descriptor, backlog) => self.listen(request, descriptor, backlog, log),
+            Call::AskWhetherListening(descriptor) => self.asked_whether_listening(request, descriptor, log),
             Call::Unlink(directory, path_at) => {
                 self.unlink(request, directory, path_at).map(|answer| Decision::Answer(answer, None))
             }
@@ -215,7 +216,7 @@ impl Ports {
         let answer = match known {
             Some(index) => self.give(index, &binding)?,
             None => {
-                let queues = self.settings.queues_per_port;
+                let queues = self.settings.queues;
                 let (options, socket) = (&options, &socket);
                 let first =
                     FirstBind { caller: &caller, socket, taken, options, wanted: &wanted, address: &address, queues };
@@ -283,7 +284,7 @@ impl Ports {
                 return Ok(Answer::Failed(error.raw_os_error()));
             }
         };
-        let mut shared = SharedListener::bound(first.address.clone(), caller, sockets);
+        let mut shared = SharedListener::bound(first.address.clone(), caller, sockets, first.queues);
         shared.is_held_by(request.worker);
         shared.look_at = Some(request.now + UNLISTENED);
         let own = shared.socket_of(request.worker.slot).map(Rc::clone).ok_or(Errno::BADF)?;
@@ -324,7 +325,7 @@ impl Ports {
     fn has_room(&self) -> bool {
         let lowest_free = rustix::io::fcntl_dupfd_cloexec(&self.epoll, 0).map(|free| free.as_raw_fd().unsigned_abs());
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let needed = u64::from(self.settings.queues_per_port) + DESCRIPTORS_KEPT;
+        let needed = u64::from(self.settings.queues.count()) + DESCRIPTORS_KEPT;
         lowest_free.is_ok_and(|free| u64::from(free) + needed <= limit)
     }
 
@@ -401,6 +402,25 @@ impl Ports {
             shared.steer(rotation, epoll, log);
         }
         Ok(Decision::Answer(Answer::Done, Some(Event::Listening(request.worker))))
+    }
+
+    /// A program that finds that its socket listens already does not call listen any more (gunicorn): it listens from here
+    /// on. What it reads is the kernel's answer.
+    fn asked_whether_listening(
+        &mut self,
+        request: &Request<'_>,
+        descriptor: RawFd,
+        log: &mut Log,
+    ) -> Result<Decision, PassOn> {
+        let socket = Caller::new(request.notification.thread)?.socket(descriptor)?.ok_or(PassOn::NotOurs)?;
+        let is_it = |shared: &SharedListener| shared.has(socket.inode) && shared.backlog.is_some();
+        if !self.shared.iter().any(is_it) {
+            return Err(PassOn::NotOurs);
+        }
+        match self.listen(request, descriptor, 0, log)? {
+            Decision::Answer(_, event) => Ok(Decision::Answer(Answer::PassOn, event)),
+            Decision::Wait => Ok(Decision::Wait),
+        }
     }
 
     /// A path that is kept is not removed: there would be no socket for a moment. Whoever wants to bind it next, or ends

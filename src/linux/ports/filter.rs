@@ -23,6 +23,8 @@ pub(super) enum Call {
     Bind(RawFd, u64, usize),
     /// `listen(2)`: the descriptor and the length of the queue.
     Listen(RawFd, c_int),
+    /// `getsockopt(2)` of `SO_ACCEPTCONN`: the descriptor that the caller wants to know of whether it listens.
+    AskWhetherListening(RawFd),
     /// `unlink(2)`, `unlinkat(2)`: the directory's descriptor, and where in the caller's memory the path is.
     Unlink(RawFd, u64),
     /// `setsockopt(2)`: the descriptor, level and name, and where in the caller's memory the value is.
@@ -36,6 +38,7 @@ impl Call {
         Some(match notification.call {
             libc::SYS_bind => Self::Bind(lower(a), b, usize::try_from(lower(c)).ok()?),
             libc::SYS_listen => Self::Listen(lower(a), lower(b)),
+            libc::SYS_getsockopt => Self::AskWhetherListening(lower(a)),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_unlink => Self::Unlink(libc::AT_FDCWD, a),
             libc::SYS_unlinkat if lower(c) == 0 => Self::Unlink(lower(a), b),
@@ -79,6 +82,13 @@ pub(in crate::linux) fn program(also: AlsoSent) -> Vec<Instruction> {
         send,
         unless_equal(number(libc::SYS_listen), 1, 0),
         send,
+        unless_equal(number(libc::SYS_getsockopt), 6, 0),
+        load(LEVEL_AT),
+        unless_equal(libc::SOL_SOCKET.unsigned_abs(), 3, 0),
+        load(NAME_AT),
+        unless_equal(libc::SO_ACCEPTCONN.unsigned_abs(), 1, 0),
+        send,
+        load(NUMBER_AT),
     ];
     if also.unlink {
         for call in UNLINKS {
@@ -172,6 +182,15 @@ mod tests {
     }
 
     #[test]
+    fn of_the_options_that_are_read_one_is_sent() {
+        let program = program(AlsoSent { options: true, unlink: true });
+        let run = |level, name| run(&program, libc::SYS_getsockopt, AUDIT_ARCH, level, name);
+        assert_eq!(run(libc::SOL_SOCKET, libc::SO_ACCEPTCONN), libc::SECCOMP_RET_USER_NOTIF);
+        assert_eq!(run(libc::SOL_SOCKET, libc::SO_ERROR), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(run(libc::IPPROTO_TCP, libc::SO_ACCEPTCONN), libc::SECCOMP_RET_ALLOW);
+    }
+
+    #[test]
     fn the_watched_options_are_sent_and_those_of_a_connection_are_not() {
         let sends = |watch: bool, level, name| {
             run(&program(AlsoSent { options: watch, unlink: true }), libc::SYS_setsockopt, AUDIT_ARCH, level, name)
@@ -201,6 +220,8 @@ mod tests {
         assert_eq!(of(libc::SYS_unlinkat, [seven, 4096, 0, 0, 0, 0]), Some(Call::Unlink(7, 4096)));
         let directory = u64::from(libc::AT_REMOVEDIR.unsigned_abs());
         assert_eq!(of(libc::SYS_unlinkat, [seven, 4096, directory, 0, 0, 0]), None);
+        let asked = u64::from(libc::SO_ACCEPTCONN.unsigned_abs());
+        assert_eq!(of(libc::SYS_getsockopt, [seven, 1, asked, 0, 0, 0]), Some(Call::AskWhetherListening(7)));
         assert_eq!(of(libc::SYS_read, [0; 6]), None);
     }
 }

@@ -31,7 +31,7 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketType, sockopt};
 
-use super::listen::Listener;
+use super::listen::{Listener, Queues};
 use super::log::Log;
 use crate::error::cause;
 use crate::supervisor::report::Level;
@@ -44,7 +44,7 @@ use shared::{Address, Changed, SharedListener};
 
 pub(super) use caller::can_take_sockets;
 pub(super) use filter::{AlsoSent, program};
-pub(super) use queues::MOST_QUEUES;
+pub(super) use queues::{MOST_QUEUES, another_member};
 
 /// How many calls are answered before panzer looks at anything else. epoll puts what it has told of at the end of its
 /// list, so each worker's turn comes as often.
@@ -103,8 +103,8 @@ impl Token {
 pub(super) struct PortSettings {
     /// The least length of a queue.
     pub(super) backlog: u32,
-    /// One, or one for each slot.
-    pub(super) queues_per_port: u32,
+    /// How many queues each port has.
+    pub(super) queues: Queues,
     /// What workers bind by themselves is shared.
     pub(super) shares_binds: bool,
     /// Workers' own sockets can be had.
@@ -160,7 +160,7 @@ impl Ports {
         let backlog = i32::try_from(settings.backlog).unwrap_or(i32::MAX);
         for listener in listeners {
             let Some(address) = address_of(listener) else { continue };
-            let mut shared = SharedListener::declared(address, listener.sockets.clone(), backlog);
+            let mut shared = SharedListener::declared(address, listener, backlog);
             // A path that somebody has handed to panzer is theirs to keep and to remove.
             if let (true, Some(_), Address::Path(path)) = (settings.shares_binds, &listener.path, &shared.address) {
                 let name = KeptName::new(path, None);
@@ -257,7 +257,35 @@ impl Ports {
 
     /// Whether each slot has a queue of its own.
     pub(super) fn have_queues(&self) -> bool {
-        self.settings.queues_per_port > 1
+        self.settings.queues != Queues::One
+    }
+
+    /// Gives so many slots a queue each, where slots have queues of their own.
+    pub(super) fn grow(&mut self, count: u32, listeners: &mut [Listener], lowest: RawFd, log: &mut Log) {
+        let Queues::PerSlot(before) = self.settings.queues else { return };
+        let count = count.max(before);
+        self.settings.queues = Queues::PerSlot(count);
+        for shared in &mut self.shared {
+            if let Err(error) = shared.grow(count, lowest, &self.epoll) {
+                say_not_grown(&shared.address, error, log);
+            }
+        }
+        for listener in listeners {
+            let has_it = |shared: &&SharedListener| matches!((shared.sockets.first(), listener.sockets.first()), (Some(a), Some(b)) if Rc::ptr_eq(a, b));
+            match self.shared.iter().find(has_it) {
+                Some(shared) => listener.sockets.clone_from(&shared.sockets),
+                None => {
+                    if let Err(error) = listener.grow(count, lowest) {
+                        say_not_grown(&listener.shown, error, log);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How many connections wait for the worker of a slot.
+    pub(super) fn waiting_for(&self, slot: u32) -> u32 {
+        self.shared.iter().map(|shared| shared.waiting_for(slot)).sum()
     }
 
     /// Lets new connections go to the slots that take them.
@@ -367,6 +395,12 @@ impl Ports {
             log.say(Level::Warning, "path_not_kept", &text);
         }
     }
+}
+
+fn say_not_grown(address: &dyn std::fmt::Display, error: Errno, log: &mut Log) {
+    let words = cause(&error.into());
+    let text = format!("cannot add a queue to {address}: {words}; the new worker shares another's");
+    log.say(Level::Error, "error", &text);
 }
 
 /// What `listener` is bound to, where workers may bind it too.

@@ -18,8 +18,9 @@ use rustix::net::{
 use super::caller::{Caller, CallersSocket, Protocol, Wanted, inode};
 use super::names::KeptName;
 use super::options::Options;
-use super::{Token, queues, until_shut_down};
+use super::{CONNECTED, Token, queues, until_shut_down};
 use crate::error::cause;
+use crate::linux::listen::{Listener, Queues};
 use crate::linux::log::Log;
 use crate::linux::{processes, sys};
 use crate::supervisor::WorkerId;
@@ -69,6 +70,8 @@ pub(super) struct SharedListener {
     pub(super) address: Address,
     /// One for all, or one for each slot.
     pub(super) sockets: Vec<Rc<OwnedFd>>,
+    /// They are a SO_REUSEPORT group.
+    is_group: bool,
     /// The slots in the order in which the kernel has their sockets in its SO_REUSEPORT group.
     order: Vec<u32>,
     /// What was made of the slots last.
@@ -115,7 +118,7 @@ pub(super) struct FirstBind<'a> {
     /// The same for panzer.
     pub(super) address: &'a Address,
     /// How many queues it is to have.
-    pub(super) queues: u32,
+    pub(super) queues: Queues,
 }
 
 impl FirstBind<'_> {
@@ -133,7 +136,7 @@ impl FirstBind<'_> {
     }
 
     fn bind_port(&self, address: SocketAddr) -> Result<Vec<OwnedFd>, Errno> {
-        if self.queues == 1 {
+        if self.queues == Queues::One {
             let socket = self.one_socket()?;
             bind(&socket, &address)?;
             return Ok(vec![socket]);
@@ -147,7 +150,7 @@ impl FirstBind<'_> {
         };
         // Sockets of a group bind beside those of another server of the same user; this one only where the caller's would.
         drop(one(false)?);
-        (0..self.queues).map(|_| one(true)).collect()
+        (0..self.queues.count()).map(|_| one(true)).collect()
     }
 
     fn bind_path(&self, typed: &Path, path: &Path) -> Result<Bound, Errno> {
@@ -176,7 +179,7 @@ impl FirstBind<'_> {
     fn new_socket(&self) -> Result<OwnedFd, Errno> {
         // Multipath TCP knows no groups; its clients speak plain TCP then.
         let protocol = match self.socket.protocol.ok_or(Errno::PROTONOSUPPORT)? {
-            Protocol::Mptcp if self.queues > 1 => Protocol::Tcp,
+            Protocol::Mptcp if self.queues != Queues::One => Protocol::Tcp,
             protocol @ (Protocol::Tcp | Protocol::Mptcp | Protocol::UnixStream) => protocol,
         };
         let socket = new_socket(protocol, self.socket.is_ipv6)?;
@@ -215,9 +218,10 @@ pub(super) fn new_socket(protocol: Protocol, is_ipv6: bool) -> Result<OwnedFd, E
 }
 
 impl SharedListener {
-    fn new(address: Address, sockets: Vec<Rc<OwnedFd>>) -> Self {
+    fn new(address: Address, sockets: Vec<Rc<OwnedFd>>, is_group: bool) -> Self {
         Self {
             address,
+            is_group,
             order: (0..).zip(&sockets).map(|(slot, _)| slot).collect(),
             sockets,
             told: Vec::new(),
@@ -236,14 +240,46 @@ impl SharedListener {
     }
 
     /// What a worker has just bound.
-    pub(super) fn bound(address: Address, caller: &Caller, sockets: Vec<OwnedFd>) -> Self {
+    pub(super) fn bound(address: Address, caller: &Caller, sockets: Vec<OwnedFd>, queues: Queues) -> Self {
+        let is_group = queues != Queues::One && matches!(address, Address::Internet(_));
         let maker = Some((caller.identity.process, caller.identity.uid()));
-        Self { maker, ..Self::new(address, sockets.into_iter().map(Rc::new).collect()) }
+        Self { maker, ..Self::new(address, sockets.into_iter().map(Rc::new).collect(), is_group) }
     }
 
     /// An address that `--listen` names and that listens already.
-    pub(super) fn declared(address: Address, sockets: Vec<Rc<OwnedFd>>, backlog: i32) -> Self {
-        Self { backlog: Some(backlog), declared: true, ..Self::new(address, sockets) }
+    pub(super) fn declared(address: Address, listener: &Listener, backlog: i32) -> Self {
+        Self {
+            backlog: Some(backlog),
+            declared: true,
+            ..Self::new(address, listener.sockets.clone(), listener.is_group)
+        }
+    }
+
+    /// Gives slots up to `count` queues of their own too, where the others have them. What workers are handed has a number
+    /// of at least `lowest`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn grow(&mut self, count: u32, lowest: RawFd, epoll: &OwnedFd) -> Result<(), Errno> {
+        let Some(member) = self.sockets.first().filter(|_| self.is_group).map(Rc::clone) else { return Ok(()) };
+        let first = u32::try_from(self.sockets.len()).unwrap_or(count);
+        for slot in first..count {
+            let socket = queues::another_member(&member, lowest)?;
+            if let Some(backlog) = self.backlog {
+                listen(&socket, backlog)?;
+            }
+            let flags = if self.backlog.is_some() { until_shut_down(&self.address) } else { CONNECTED };
+            epoll::add(epoll, &socket, Token::Socket(socket.as_raw_fd()).to_data(), flags)?;
+            self.sockets.push(Rc::new(socket));
+            self.order.push(slot);
+        }
+        Ok(())
+    }
+
+    /// How many connections wait for the worker of a slot, where the slot has a queue of its own.
+    pub(super) fn waiting_for(&self, slot: u32) -> u32 {
+        let socket = usize::try_from(slot).ok().and_then(|slot| self.sockets.get(slot));
+        socket.filter(|_| self.backlog.is_some()).map_or(0, |socket| queues::length(socket))
     }
 
     /// The socket of a slot.

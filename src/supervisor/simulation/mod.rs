@@ -1,20 +1,23 @@
-//! The supervisor against a model of processes: random crashes, slow starts, deaf and unkillable workers, failing
-//! forks, groups that outlive their main process, signals in any order and stale events, from seeds.
+//! The supervisor against a model of processes: random crashes, slow starts, deaf, silent and unkillable workers, failing
+//! forks, groups that outlive their main process, reloads, scaling, signals in any order and stale events, from seeds.
 //!
 //! A failure prints its seed; `PANZER_SEED=N cargo test simulation` replays that one alone. `PANZER_SIMULATIONS` sets
 //! how many are run.
 
-use std::collections::BTreeMap;
+mod init_mode;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::actions::{Action, Actions};
-use super::init::{self, CHILD, Init};
-use super::report::Report;
+use super::lives::SHORTEST_RETRY;
+use super::notice::Notice;
+use super::report::{Next, Report};
 use super::restart::{Backoff, Random, Restart};
 use super::rotation::{QueueState, SOON};
 use super::stop::{KILL_GRACE, Schedule};
-use super::worker::Ready;
-use super::{Effect, End, Event, NotRun, Settings, Supervisor, WorkerId};
+use super::worker::{Ready, Slot};
+use super::{Age, Effect, End, Event, Generation, NotRun, Replacement, Settings, Supervisor, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
 
@@ -53,6 +56,20 @@ struct Process {
     listens: Option<Duration>,
     /// It has told so.
     listened: bool,
+    /// When it says that it is ready; `None`: it has, or it never will.
+    says_ready: Option<Duration>,
+    /// It has said so.
+    said_ready: bool,
+    /// When it beats next; `None`: never again.
+    beats: Option<Duration>,
+    /// By when it must have been heard of, as a worker that is ready.
+    beat_by: Option<Duration>,
+    /// By when it must be ready.
+    ready_by: Duration,
+    /// The supervisor has said that it is ready.
+    is_ready: bool,
+    /// A signal that is to end it was sent.
+    told: bool,
     /// When the main process ends, and how.
     ends: Option<(Duration, End)>,
     /// The main process has ended.
@@ -77,6 +94,16 @@ struct World {
     fork_failed: BTreeMap<u32, bool>,
     /// Nobody can be seen to listen.
     nothing_shared: bool,
+    /// How many slots there are to be.
+    wanted: u32,
+    /// Generations that can be started, and those of which a worker was ready.
+    loaded: BTreeSet<Generation>,
+    proven: BTreeSet<Generation>,
+    /// What each life was started from.
+    generations: BTreeMap<WorkerId, Generation>,
+    last_start: Option<Duration>,
+    /// Workers whose successor is ready.
+    replaced: BTreeSet<WorkerId>,
     /// A stop was asked for, or the supervisor began one by itself.
     stop_told: Option<Duration>,
     /// An end at once was asked for.
@@ -152,22 +179,38 @@ fn settings(dice: &mut Dice) -> Settings {
         actions.set(Signal::HUP, Action::Forward(None));
     }
     let min = ms(dice.pick(&[0, 1, 100, 1000]));
+    let schedules = ["TERM/25/KILL", "KILL", "QUIT/3/TERM/2/KILL", "INT/0/KILL", "TERM"];
+    let stop = Schedule::parse(dice.pick(&schedules)).unwrap();
     Settings {
         workers: u32::try_from(1 + dice.below(5)).unwrap(),
+        most_workers: 6,
+        ready_timeout: ms(dice.pick(&[100, 4000, 60_000])),
+        stagger: ms(dice.pick(&[0, 0, 0, 200])),
+        reload_stop: Schedule::parse(dice.pick(&schedules)).unwrap(),
+        silent_stop: stop.after_abort(ms(10_000)),
+        replacement: Replacement {
+            tries: dice.pick(&[0, 1, 1, 3]),
+            surge: dice.pick(&[1, 1, 2, 10]),
+            kill_old_delay: ms(dice.pick(&[0, 0, 500, 3000])),
+        },
+        max_age: dice.pick(&[None, None, Some(Age { least: ms(3000), jitter: ms(2000) })]),
+        max_memory: dice.pick(&[None, None, Some(900)]),
+        watchdog: dice.pick(&[None, None, None, Some(ms(5000))]),
+        have_own_queues: dice.one_in(2),
         ready: dice.pick(&[
             Ready::Exec,
             Ready::Delay(ms(0)),
             Ready::Delay(ms(1000)),
             Ready::Bind,
             Ready::BindOrDelay(ms(1000)),
+            Ready::Notify,
         ]),
         restart: dice.pick(&[Restart::Always, Restart::Always, Restart::OnFailure, Restart::Never]),
         backoff: Backoff { min, max: min * u32::try_from(1 + dice.below(300)).unwrap() },
         crash_limit: dice.pick(&[0, 1, 5, 5]),
         fatal_exits: if dice.one_in(5) { vec![Status(7)] } else { Vec::new() },
         ok_exits: if dice.one_in(5) { vec![Status(3), Status(143)] } else { Vec::new() },
-        stop: Schedule::parse(dice.pick(&["TERM/25/KILL", "KILL", "QUIT/3/TERM/2/KILL", "INT/0/KILL", "TERM"]))
-            .unwrap(),
+        stop,
         no_group: dice.one_in(4),
         linger: ms(dice.pick(&[0, 2000])),
         actions,
@@ -179,6 +222,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(Random::new(seed));
         let settings = settings(&mut dice);
+        let wanted = settings.workers;
         let rest = Rest {
             exists: dice.one_in(3),
             deaf: dice.one_in(3),
@@ -195,6 +239,12 @@ impl World {
             vacant_since: BTreeMap::new(),
             fork_failed: BTreeMap::new(),
             nothing_shared: false,
+            wanted,
+            loaded: BTreeSet::from([Generation::FIRST]),
+            proven: BTreeSet::from([Generation::FIRST]),
+            generations: BTreeMap::new(),
+            last_start: None,
+            replaced: BTreeSet::new(),
             stop_told: None,
             kill_told: None,
             exit: None,
@@ -206,8 +256,16 @@ impl World {
     }
 
     fn fail(&self, why: &str) -> ! {
-        let tail = self.trace.iter().rev().take(60).rev().cloned().collect::<Vec<_>>().join("\n");
-        panic!("{why} at {:?}\n{:#?}\n{tail}", self.now, self.settings);
+        let tail = self
+            .trace
+            .iter()
+            .rev()
+            .take(if simulations().len() == 1 { 100_000 } else { 60 })
+            .rev()
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n");
+        panic!("{why} at {:?}\n{:#?}\n{tail}\n{:?}", self.now, self.settings, self.processes);
     }
 
     fn check(&self, holds: bool, why: &str) {
@@ -221,6 +279,7 @@ impl World {
         let after_kill = KILL_GRACE + self.settings.linger + KILL_GRACE + LATENCY * 4;
         let killed = self.kill_told.map(|told| told + after_kill);
         let ends_in_kill = self.settings.stop.steps().any(|step| step.signal == Signal::KILL);
+        // Whatever else was under way begins anew with this one, and what was killed before takes no longer.
         let schedule: Duration = self.settings.stop.steps().filter_map(|step| step.wait).sum();
         // What is left of a group by a worker's own end is stopped by the same schedule, begun no later.
         let stopped = self.stop_told.filter(|_| ends_in_kill).map(|told| told + schedule + after_kill);
@@ -236,18 +295,38 @@ impl World {
                 self.stop_told.get_or_insert(self.now);
                 self.kill_told.get_or_insert(self.now);
             }
-            Action::Forward(_) | Action::Ignore | Action::Reserved(_) => {}
+            Action::Forward(_) | Action::Ignore | Action::Upgrade => {}
+            Action::Reload | Action::ScaleUp | Action::ScaleDown => {}
         }
     }
 
-    fn perform(&mut self, effects: Vec<Effect>) {
+    fn perform(&mut self, supervisor: &Supervisor, effects: Vec<Effect>) {
         for effect in effects {
             self.trace.push(format!("{:?} -> {effect:?}", self.now));
             self.check(self.exit.is_none(), "an effect after the exit");
             match effect {
-                Effect::Spawn(worker) => self.spawn(worker),
+                Effect::Spawn { worker, generation, workers } => {
+                    self.check(workers == supervisor.size(), "a worker is told a wrong number of workers");
+                    let slot = &supervisor.slots[usize::try_from(worker.slot).unwrap()];
+                    let is_successor = slot.successor.as_ref().is_some_and(|life| life.worker == worker);
+                    self.spawn(worker, generation, is_successor);
+                }
+                Effect::LoadGeneration(generation, in_use) => self.load(generation, &in_use),
+                Effect::LookAtQueue(worker) => {
+                    if self.dice.one_in(2) {
+                        self.queue.push(Event::QueueEmpty(worker));
+                    }
+                }
+                Effect::MeasureMemory => {
+                    let alive: Vec<WorkerId> = self.alive().map(|(worker, _)| *worker).collect();
+                    for worker in alive {
+                        self.queue.push(Event::Memory(worker, self.dice.below(1000)));
+                    }
+                }
                 Effect::Signal(worker, _, signal) => self.signal(worker, signal),
                 Effect::LookForRemaining => {
+                    // Nobody is left to restart.
+                    self.stop_told.get_or_insert(self.now);
                     self.check(self.processes.values().all(|process| process.unkillable), "a worker was forgotten");
                     self.rest.watched = true;
                     self.queue.push(if self.rest.exists { Event::SomethingRemains } else { Event::NothingRemains });
@@ -260,9 +339,7 @@ impl World {
                     }
                 }
                 Effect::Report(report) => {
-                    if let Report::Ready(worker) = report {
-                        self.check_proof(worker);
-                    }
+                    self.note_report(&report);
                     *self.tally.entry(report.event()).or_insert(0) += 1;
                 }
                 Effect::Suspend => {}
@@ -277,19 +354,107 @@ impl World {
         }
     }
 
+    /// The workers whose main processes live.
+    fn alive(&self) -> impl Iterator<Item = (&WorkerId, &Process)> {
+        self.processes.iter().filter(|(_, process)| !process.ended)
+    }
+
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the model goes by some of them")]
+    fn note_report(&mut self, report: &Report) {
+        match report {
+            Report::Ready(worker) | Report::TookOver(worker, _) => {
+                if let Report::TookOver(_, old) = report {
+                    self.replaced.insert(*old);
+                }
+                self.check_proof(*worker);
+                let beat_by = self.settings.watchdog.map(|interval| self.now + interval);
+                if let Some(process) = self.processes.get_mut(worker) {
+                    process.is_ready = true;
+                    process.beat_by = beat_by;
+                }
+                self.proven.extend(self.generations.get(worker));
+                self.vacant_since.remove(&worker.slot);
+            }
+            Report::Silent(worker, _) | Report::NotReady(worker, _) => {
+                if let Some(process) = self.processes.get_mut(worker) {
+                    process.is_ready = false;
+                }
+            }
+            Report::ScaledUp(_, count) | Report::ScaledDown(_, count) => {
+                self.wanted = *count;
+                // Whoever had the slot goes, also where it is wanted again soon.
+                let had_it = self.alive().filter(|(worker, _)| worker.slot == self.wanted).map(|(worker, _)| *worker);
+                self.replaced = had_it.collect::<Vec<_>>().into_iter().chain(self.replaced.clone()).collect();
+                self.vacant_since.retain(|slot, _| slot < count);
+            }
+            Report::Ended { worker, next: Next::Successor, .. } => drop(self.vacant_since.remove(&worker.slot)),
+            // A stop that nobody has ordered: a fatal exit, the crash limit.
+            Report::GivingUp(..) => drop(self.stop_told.get_or_insert(self.now)),
+            _ => {}
+        }
+    }
+
     fn check_proof(&self, worker: WorkerId) {
-        let listened = self.processes.get(&worker).is_none_or(|process| process.listened);
+        let Some(process) = self.processes.get(&worker) else { return };
         let must = self.settings.ready == Ready::Bind && !self.nothing_shared;
-        self.check(!must || listened, "a worker is ready that does not listen");
+        self.check(!must || process.listened, "a worker is ready that does not listen");
+        let must = self.settings.ready == Ready::Notify;
+        self.check(!must || process.said_ready, "a worker is ready that has not said so");
+    }
+
+    fn load(&mut self, generation: Generation, in_use: &[Generation]) {
+        self.check(!self.loaded.contains(&generation), "a generation is made twice");
+        if self.dice.one_in(10) {
+            return self.queue.push(Event::GenerationRefused(generation, "no variables".to_owned()));
+        }
+        self.loaded.retain(|loaded| in_use.contains(loaded));
+        self.loaded.insert(generation);
+        self.queue.push(Event::GenerationLoaded(generation));
+    }
+
+    /// Nobody is left in a state that should have ended by now.
+    fn check_waiting(&self, supervisor: &Supervisor) {
+        if self.stop_told.is_some() {
+            return;
+        }
+        let must_show = matches!(self.settings.ready, Ready::Notify)
+            || (self.settings.ready == Ready::Bind && !self.nothing_shared);
+        // Whoever was replaced is about to go, and neither waited for nor listened to.
+        let stays = |(worker, process): &(&WorkerId, &Process)| !process.told && !self.replaced.contains(*worker);
+        for (_, process) in self.alive().filter(stays) {
+            let is_late = must_show && !process.is_ready && self.now > process.ready_by + LATENCY;
+            self.check(!is_late, "a worker that does not get ready is left alone");
+            let is_silent = process.is_ready && process.beat_by.is_some_and(|by| self.now > by + LATENCY);
+            self.check(!is_silent, "a silent worker is left alone");
+        }
+        let something_comes = supervisor.next_deadline().is_some() || self.next_happening().is_some();
+        let waits_for_the_old = !supervisor.leaving.is_empty();
+        self.check(
+            supervisor.reload.is_none() || something_comes || waits_for_the_old || !self.queue.is_empty(),
+            "a reload that nothing will end",
+        );
+    }
+
+    /// A worker that does its work is told to go only when another one is ready in its slot, or it is not wanted any more.
+    fn check_may_be_told(&self, worker: WorkerId) {
+        let Some(process) = self.processes.get(&worker) else { return };
+        if self.stop_told.is_some() || process.told || process.ended || !process.is_ready || worker.slot >= self.wanted
+        {
+            return;
+        }
+        self.check(self.replaced.contains(&worker), "a worker is taken away that nobody has replaced");
     }
 
     /// Whoever has a queue to itself gets connections only where somebody will answer them.
     fn check_queues(&mut self, supervisor: &Supervisor) {
         let queues = supervisor.queues(self.now);
         self.check(queues.contains(&QueueState::Serving), "nobody takes connections");
-        let somebody_left_out = queues.iter().any(|queue| *queue != QueueState::Serving);
+        let wanted = usize::try_from(self.wanted).unwrap();
+        let somebody_left_out = queues.iter().take(wanted).any(|queue| *queue != QueueState::Serving);
         for (slot, queue) in (0..).zip(queues) {
-            let lives = self.processes.iter().any(|(worker, process)| worker.slot == slot && !process.ended);
+            // panzer may have given up on what cannot be killed.
+            let killable = self.alive().any(|(worker, process)| worker.slot == slot && !process.unkillable);
+            let lives = self.alive().any(|(worker, _)| worker.slot == slot);
             // What is on its way to the supervisor, it cannot know yet.
             let is_news = self.queue.iter().any(|event| life(event).is_some_and(|worker| worker.slot == slot));
             match queue {
@@ -299,9 +464,9 @@ impl World {
                 QueueState::Serving => {}
                 QueueState::Held => *self.tally.entry("queue_held").or_insert(0) += 1,
                 QueueState::Abandoned => {
-                    self.check(!lives || is_news, "a living worker's queue is abandoned");
-                    let next =
-                        supervisor.slots.iter().find(|one| one.worker.slot == slot).and_then(super::Slot::deadline);
+                    self.check(!killable || is_news, "a living worker's queue is abandoned");
+                    let is_it = |one: &&Slot| one.number == slot && slot < self.wanted;
+                    let next = supervisor.slots.iter().find(is_it).and_then(|one| one.current.deadline(self.now));
                     self.check(next.is_none_or(|at| at > self.now + SOON), "connections are let go of too early");
                     *self.tally.entry("queue_abandoned").or_insert(0) += 1;
                 }
@@ -309,28 +474,54 @@ impl World {
         }
     }
 
-    fn spawn(&mut self, worker: WorkerId) {
+    fn spawn(&mut self, worker: WorkerId, generation: Generation, is_successor: bool) {
         self.check(self.stop_told.is_none(), "a start after a stop");
-        self.check(worker.slot < self.settings.workers, "a slot that does not exist");
+        self.check(worker.slot < self.wanted, "a slot that does not exist");
+        self.check(self.loaded.contains(&generation), "a start from a generation that is not there");
+        self.check(
+            is_successor || self.proven.contains(&generation),
+            "a restart with a generation that nobody has seen work",
+        );
+        let is_too_early = self.last_start.is_some_and(|last| self.now < last + self.settings.stagger);
+        self.check(!is_too_early, "two starts are closer together than they may be");
+        self.last_start = Some(self.now);
+        self.generations.insert(worker, generation);
         let life = self.lives.entry(worker.slot).or_insert(0);
         *life += 1;
         let expected = *life;
         self.check(worker.life == expected, "a life was left out or begun twice");
         let same_slot = |other: &&WorkerId| other.slot == worker.slot;
-        let alive = self.processes.iter().filter(|(_, process)| !process.ended).map(|(worker, _)| worker);
-        self.check(alive.filter(same_slot).count() == 0, "two workers in one slot");
-        if let Some(since) = self.vacant_since.remove(&worker.slot) {
+        let working =
+            self.alive().filter(|(_, process)| !process.told).map(|(worker, _)| worker).filter(same_slot).count();
+        // The old one beside a successor, or the other way round; and those that go on for a while.
+        let surge = usize::try_from(self.settings.replacement.surge).unwrap();
+        let most = 1 + if self.has_delay() { surge } else { 0 };
+        self.check(working <= most, "too many workers in one slot");
+        if is_successor {
+            *self.tally.entry("successor").or_insert(0) += 1;
+            // panzer has given up on what cannot be killed.
+            let counted = || self.alive().filter(|(_, process)| !process.unkillable).map(|(one, _)| one.slot);
+            let slots: BTreeSet<u32> = counted().collect();
+            // This one is not among them yet, and its slot may be vacant.
+            let extra = counted().count() - slots.len() + usize::from(slots.contains(&worker.slot));
+            self.check(extra <= surge, "more processes at once than there may be");
+        } else if let Some(since) = self.vacant_since.remove(&worker.slot) {
             let failed = self.fork_failed.get(&worker.slot) == Some(&true);
-            let bound = self.settings.backoff.max.max(if failed { super::SHORTEST_RETRY } else { Duration::ZERO });
+            let stagger = self.settings.stagger * 100;
+            let bound = self.settings.backoff.max.max(if failed { SHORTEST_RETRY } else { Duration::ZERO }) + stagger;
             self.check(self.now <= since + bound, "a backoff exceeds its bound");
         }
         if self.dice.one_in(15) {
-            self.fork_failed.insert(worker.slot, true);
-            self.vacant_since.insert(worker.slot, self.now);
+            if !is_successor {
+                self.fork_failed.insert(worker.slot, true);
+                self.vacant_since.insert(worker.slot, self.now);
+            }
             self.queue.push(Event::NotStarted(worker, NotRun { status: Status::REFUSED, error: "EAGAIN".to_owned() }));
             return;
         }
-        self.fork_failed.insert(worker.slot, false);
+        if !is_successor {
+            self.fork_failed.insert(worker.slot, false);
+        }
         let executes = self.now + ms(self.dice.pick(&[0, 1, 1, 500]));
         let end = match self.dice.below(8) {
             0 => End::Killed { signal: Signal::KILL, core: false },
@@ -347,6 +538,13 @@ impl World {
             executes: Some(executes),
             listens: self.dice.pick(&[None, Some(executes), Some(executes + ms(300)), Some(executes + ms(5000))]),
             listened: false,
+            says_ready: self.dice.pick(&[None, Some(executes), Some(executes + ms(50)), Some(executes + ms(3000))]),
+            said_ready: false,
+            beats: (!self.dice.one_in(4)).then_some(executes + ms(100)),
+            beat_by: None,
+            ready_by: self.now + self.settings.ready_timeout,
+            is_ready: false,
+            told: false,
             ended: false,
             group_ends: None,
             has_group,
@@ -357,8 +555,17 @@ impl World {
         self.processes.insert(worker, process);
     }
 
+    /// Whether an old worker goes on beside a new one that is ready.
+    fn has_delay(&self) -> bool {
+        !self.settings.replacement.kill_old_delay.is_zero() || self.settings.have_own_queues
+    }
+
     fn signal(&mut self, worker: WorkerId, signal: Signal) {
         let now = self.now;
+        let ends = [Signal::TERM, Signal::INT, Signal::QUIT, Signal::KILL, Signal::ABRT].contains(&signal);
+        if ends {
+            self.check_may_be_told(worker);
+        }
         let Some(process) = self.processes.get_mut(&worker) else {
             // Its end may be on its way to the supervisor, which is the only one who does not know.
             let known = self.queue.iter().any(|event| {
@@ -366,13 +573,14 @@ impl World {
             });
             return self.check(known, "a signal to nobody");
         };
+        process.told |= ends;
         if signal == Signal::CONT {
             process.stopped = false;
             return;
         }
         let deadly = match signal {
             Signal::KILL => !process.unkillable,
-            Signal::TERM | Signal::INT | Signal::QUIT => !process.deaf,
+            Signal::TERM | Signal::INT | Signal::QUIT | Signal::ABRT => !process.deaf,
             _ => false,
         };
         if !deadly {
@@ -397,7 +605,7 @@ impl World {
     /// What happens by itself at `now`.
     fn happen(&mut self) {
         let now = self.now;
-        let mut gone = Vec::new();
+        let (mut gone, mut ended) = (Vec::new(), Vec::new());
         for (worker, process) in &mut self.processes {
             if process.executes.is_some_and(|at| at <= now) {
                 process.executes = None;
@@ -413,6 +621,17 @@ impl World {
                 let first = self.queue.iter().position(|event| *event == Event::Executed(*worker));
                 self.queue.insert(first.unwrap_or(self.queue.len()), Event::Listening(*worker));
             }
+            let runs = !process.ended && !process.stopped;
+            if runs && process.says_ready.is_some_and(|at| at <= now) {
+                process.says_ready = None;
+                process.said_ready = true;
+                self.queue.push(Event::Told(*worker, Notice::Ready));
+            }
+            if runs && process.beats.is_some_and(|at| at <= now) && self.settings.watchdog.is_some() {
+                process.beats = (!self.dice.one_in(10)).then_some(now + ms(2000));
+                process.beat_by = process.beat_by.map(|_| now + ms(5000));
+                self.queue.push(Event::Told(*worker, Notice::Beat));
+            }
             if !process.ended
                 && !process.stopped
                 && let Some((at, end)) = process.ends.clone()
@@ -420,13 +639,19 @@ impl World {
             {
                 process.ended = true;
                 let group_left = process.has_group && process.group_ends.is_none_or(|at| at > now);
-                self.vacant_since.insert(worker.slot, now);
+                ended.push(*worker);
                 self.queue.push(Event::Exited { worker: *worker, end, group_left });
                 if !group_left {
                     gone.push(*worker);
                 }
             } else if process.ended && process.group_ends.is_some_and(|at| at <= now) {
                 gone.push(*worker);
+            }
+        }
+        for worker in ended {
+            let is_alone = self.alive().all(|(other, process)| other.slot != worker.slot || process.told);
+            if is_alone && worker.slot < self.wanted {
+                self.vacant_since.insert(worker.slot, now);
             }
         }
         for worker in gone {
@@ -443,7 +668,9 @@ impl World {
         let times = self.processes.values().flat_map(|process| {
             let runs = !process.ended && !process.stopped;
             let end = process.ends.as_ref().filter(|_| runs).map(|(at, _)| *at);
-            [process.executes, process.listens.filter(|_| runs), end, process.group_ends.filter(|_| process.ended)]
+            let beats = process.beats.filter(|_| runs && self.settings.watchdog.is_some());
+            let tells = [process.listens.filter(|_| runs), process.says_ready.filter(|_| runs), beats];
+            tells.into_iter().chain([process.executes, end, process.group_ends.filter(|_| process.ended)])
         });
         let rest = self.rest.ends.filter(|_| self.rest.exists && self.rest.watched);
         times.flatten().chain(rest).min()
@@ -454,8 +681,17 @@ impl World {
         let slot = u32::try_from(self.dice.below(7)).unwrap();
         let life = self.lives.get(&slot).copied().unwrap_or(0);
         let worker = WorkerId { slot, life: self.dice.pick(&[0, life.saturating_sub(1), life + 1_000_000]) };
-        match self.dice.below(5) {
+        // The life before the last may go on while its successor starts; what it is told of is no stale news.
+        if self.processes.contains_key(&worker) || self.queue.iter().any(|event| self::life(event) == Some(worker)) {
+            return Event::Time;
+        }
+        let generation = self.dice.pick(&[Generation(0), Generation(1_000_000)]);
+        match self.dice.below(9) {
             4 => Event::Listening(worker),
+            5 => Event::Told(worker, self.dice.pick(&[Notice::Ready, Notice::Trigger, Notice::Stopping])),
+            6 => Event::GenerationLoaded(generation),
+            7 => Event::GenerationRefused(generation, "stale".to_owned()),
+            8 => Event::QueueEmpty(worker),
             0 => Event::Exited { worker, end: End::Exited(1), group_left: self.dice.one_in(2) },
             1 => Event::Executed(worker),
             2 => Event::NotStarted(worker, NotRun { status: Status::REFUSED, error: "stale".to_owned() }),
@@ -464,9 +700,9 @@ impl World {
     }
 
     fn random_signal(&mut self) -> Signal {
-        let others = [Signal::HUP, Signal::USR1, Signal::USR2, Signal::CONT, Signal::CHLD, Signal::TTIN];
+        let others = [Signal::HUP, Signal::HUP, Signal::USR1, Signal::USR2, Signal::CONT, Signal::TTIN, Signal::TTOU];
         let stops = [Signal::TERM, Signal::INT, Signal::QUIT];
-        if self.dice.one_in(3) { self.dice.pick(&stops) } else { self.dice.pick(&others) }
+        if self.dice.one_in(8) { self.dice.pick(&stops) } else { self.dice.pick(&others) }
     }
 }
 
@@ -483,12 +719,9 @@ fn simulate(seed: u64) -> Tally {
             world.trace.push(format!("{:?} {event:?}", world.now));
             world.note_order(&event);
             let effects = supervisor.handle(world.now, event);
-            // Also one that nobody has ordered: a fatal exit, the crash limit, nobody left to restart.
-            if world.stop_told.is_none() && supervisor.is_stopping() {
-                world.stop_told = Some(world.now);
-            }
-            world.perform(effects);
+            world.perform(&supervisor, effects);
             world.check_queues(&supervisor);
+            world.check_waiting(&supervisor);
             world.happen();
         }
         if world.exit.is_some() {
@@ -499,6 +732,15 @@ fn simulate(seed: u64) -> Tally {
         world.check(in_time, "a stop does not end within its schedule");
         let deadline = supervisor.next_deadline();
         let next = [deadline, world.next_happening(), Some(next_order)].into_iter().flatten().min().unwrap();
+        if deadline.is_some_and(|at| at <= world.now) {
+            world.trace.push(format!(
+                "{:#?} {:#?} {:?} {:?}",
+                supervisor.slots,
+                supervisor.leaving,
+                supervisor.rollout_deadline(),
+                supervisor.reload
+            ));
+        }
         world.check(deadline.is_none_or(|at| at > world.now), "a deadline that does not pass");
         world.now = world.now.max(next);
         world.happen();
@@ -531,7 +773,9 @@ fn simulate(seed: u64) -> Tally {
 fn life(event: &Event) -> Option<WorkerId> {
     match event {
         Event::NotStarted(worker, _) | Event::Executed(worker) | Event::GroupGone(worker) => Some(*worker),
-        Event::Exited { worker, .. } | Event::Listening(worker) => Some(*worker),
+        Event::Exited { worker, .. } | Event::Listening(worker) | Event::Told(worker, _) => Some(*worker),
+        Event::QueueEmpty(worker) | Event::Memory(worker, _) => Some(*worker),
+        Event::GenerationLoaded(_) | Event::GenerationRefused(..) => None,
         Event::Signal(_) | Event::Suspended(_) | Event::SomethingRemains | Event::NothingRemains => None,
         Event::NothingShared | Event::Time => None,
     }
@@ -563,87 +807,20 @@ fn simulation_of_the_supervisor() {
         "signal_unavailable",
         "finished",
         "queue_held",
+        "successor",
+        "worker_replaced",
+        "worker_not_ready",
+        "worker_silent",
+        "reloading",
+        "reload_queued",
+        "reload_retry",
+        "reload_failed",
+        "reloaded",
+        "recycling",
+        "recycle_failed",
+        "scaled",
+        "cannot_scale",
         "queue_abandoned",
     ];
     for_each_seed(simulate, &expected);
-}
-
-/// Init mode: whatever happens, panzer ends with the child's status, within the linger time after it.
-fn simulate_init(seed: u64) -> Tally {
-    let mut dice = Dice(Random::new(seed));
-    let has_schedule = dice.one_in(2);
-    let clear_rest = !dice.one_in(4);
-    let linger = ms(dice.pick(&[0, 2000]));
-    let mut init = Init::new(init::Settings {
-        actions: Actions::init(has_schedule),
-        stop: Schedule::parse("TERM/2/KILL").unwrap(),
-        no_group: !clear_rest,
-        linger,
-        ok_exits: vec![Status(143)],
-    });
-    assert_eq!(init.begin()[0], Effect::Spawn(CHILD));
-    let end = dice.pick(&[End::Exited(0), End::Exited(9), End::Killed { signal: Signal::TERM, core: true }]);
-    let expected = if end.status().0 == 143 { Status::SUCCESS } else { end.status() };
-    let ends_at = ms(dice.below(10_000));
-    let rest_goes_after = ms(dice.pick(&[1, 1000, 100_000]));
-    let mut tally = Tally::new();
-    let mut count = |name| *tally.entry(name).or_insert(0) += 1;
-    let (mut ended, mut watched, mut rest_since) = (None, false, None);
-    let mut now = Duration::ZERO;
-    for _ in 0..10_000 {
-        let mut events = Vec::new();
-        if ended.is_none() && now >= ends_at {
-            ended = Some(now);
-            events.push(Event::Exited { worker: CHILD, end: end.clone(), group_left: false });
-        } else if dice.one_in(5) {
-            events.push(Event::Signal(Signal::from_number(i64::try_from(1 + dice.below(64)).unwrap()).unwrap()));
-        } else if watched && rest_since.is_some_and(|since| now >= since + rest_goes_after) {
-            events.push(Event::NothingRemains);
-        } else if dice.one_in(9) {
-            events.push(Event::Suspended(dice.pick(&[Signal::TSTP, Signal::STOP])));
-        } else if dice.one_in(9) {
-            events.push(dice.pick(&[Event::GroupGone(CHILD), Event::Executed(CHILD), Event::SomethingRemains]));
-        } else {
-            events.push(Event::Time);
-        }
-        while let Some(event) = events.pop() {
-            for effect in init.handle(now, event) {
-                match effect {
-                    Effect::Exit(status) => {
-                        assert_eq!(status, expected);
-                        let bound = if clear_rest { linger + KILL_GRACE + ms(200) } else { Duration::ZERO };
-                        assert!(now <= ended.unwrap() + bound, "the end took too long: {now:?}");
-                        count("exit");
-                        return tally;
-                    }
-                    Effect::LookForRemaining => {
-                        watched = true;
-                        rest_since = Some(now);
-                        events.push(if dice.one_in(2) { Event::NothingRemains } else { Event::SomethingRemains });
-                    }
-                    Effect::Spawn(_) => panic!("init mode starts its child once"),
-                    Effect::SignalRemaining(_) => {
-                        count("rest_signalled");
-                        assert!(watched);
-                    }
-                    Effect::Signal(..) => {
-                        count("signal");
-                        assert!(ended.is_none(), "a signal to a child that has ended");
-                    }
-                    Effect::Suspend | Effect::SuspendWithChild => count("suspend"),
-                    Effect::TakeTerminal | Effect::Report(_) => {}
-                }
-            }
-        }
-        now += ms(1 + dice.below(100));
-        if let Some(deadline) = init.next_deadline() {
-            now = now.min(deadline.max(now - ms(99).min(now)));
-        }
-    }
-    panic!("no end in sight");
-}
-
-#[test]
-fn simulation_of_init_mode() {
-    for_each_seed(simulate_init, &["exit", "rest_signalled", "signal", "suspend"]);
 }

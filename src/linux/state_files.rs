@@ -1,0 +1,131 @@
+//! `--pid-file` and `--status-file`: for programs that look panzer and its workers up in the file system.
+//!
+//! A file appears whole or not at all: it is written under another name and renamed. Must never remove what is not
+//! panzer's own any more.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Error as IoError, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+
+use super::listen::OwnPath;
+use super::log::Log;
+use crate::error::{Error, cause};
+use crate::supervisor::report::Level;
+
+/// The file that says which process panzer is. It is locked for as long as panzer lives, so that another one can tell.
+pub(super) struct PidFile {
+    /// Holds the lock.
+    _file: File,
+    _path: OwnPath,
+}
+
+impl PidFile {
+    /// Takes the path, whatever a dead panzer has left there.
+    ///
+    /// # Errors
+    /// A living one has it, or it cannot be written.
+    pub(super) fn take(path: &Path) -> Result<Self, Error> {
+        let refuse = |words: String| Error::new(format!("write --pid-file {}", path.display()), words);
+        let failed = |error: IoError| refuse(cause(&error));
+        // Whoever holds the lock of what is at the path may replace it, and nobody else.
+        let _held = loop {
+            let Some(found) = open_existing(path).map_err(failed)? else { break None };
+            match flock(&found, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {
+                    let text = fs::read_to_string(path).unwrap_or_default();
+                    let pid =
+                        text.trim().parse::<u32>().map_or("another panzer".to_owned(), |pid| format!("pid {pid}"));
+                    return Err(refuse(format!("{pid} is running with it")));
+                }
+                // There are file systems that know no locks.
+                Err(_) => break Some(found),
+                Ok(()) if is_at(&found, path) => break Some(found),
+                // Somebody has replaced it in the meantime.
+                Ok(()) => {}
+            }
+        };
+        let (file, own) = write(path, &format!("{}\n", std::process::id())).map_err(failed)?;
+        Ok(Self { _file: file, _path: own })
+    }
+}
+
+/// The file that says which workers there are.
+pub(super) struct StatusFile {
+    path: PathBuf,
+    content: String,
+    own: OwnPath,
+    /// It was said that it cannot be written.
+    said: bool,
+}
+
+impl StatusFile {
+    /// Writes the first one, of no worker.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(super) fn new(path: &Path) -> Result<Self, Error> {
+        let (_, own) = write(path, "").map_err(|error| not_written(path, &error))?;
+        Ok(Self { path: path.to_owned(), content: String::new(), own, said: false })
+    }
+
+    /// Writes it anew where something has changed. What fails is said once, until it works again.
+    pub(super) fn update(&mut self, content: String, log: &mut Log) {
+        if content == self.content {
+            return;
+        }
+        match write(&self.path, &content) {
+            Ok((_, own)) => {
+                self.own = own;
+                self.said = false;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.said, true) {
+                    let text = format!("{}; trying again at the next change", not_written(&self.path, &error));
+                    log.say(Level::Error, "error", &text);
+                }
+            }
+        }
+        self.content = content;
+    }
+}
+
+fn not_written(path: &Path, error: &IoError) -> Error {
+    Error::new(format!("write --status-file {}", path.display()), cause(error))
+}
+
+fn open_existing(path: &Path) -> Result<Option<File>, IoError> {
+    match OpenOptions::new().read(true).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |a: &fs::Metadata, b: &fs::Metadata| a.dev() == b.dev() && a.ino() == b.ino();
+    matches!((file.metadata(), fs::metadata(path)), (Ok(a), Ok(b)) if same(&a, &b))
+}
+
+/// Writes a file under a name of its own, locks it, and renames it.
+fn write(path: &Path, content: &str) -> Result<(File, OwnPath), IoError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let new = PathBuf::from(name);
+    let no_link = OFlags::NOFOLLOW.bits().cast_signed();
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).custom_flags(no_link).open(&new)?;
+    // Before anybody can find it. Nobody else has it, so this cannot fail where there are locks.
+    let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    let renamed = file.write_all(content.as_bytes()).and_then(|()| OwnPath::of(&new)).and_then(|own| {
+        fs::rename(&new, path)?;
+        Ok(own.moved_to(path, content))
+    });
+    if renamed.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    Ok((file, renamed?))
+}

@@ -1,0 +1,153 @@
+//! What goes into the supervisors and what comes out: events, effects, and how lives are named and end.
+//!
+//! Pure data. Must never hold a descriptor, a pid or a clock.
+
+use super::notice::Notice;
+use super::report::Report;
+use crate::error::Status;
+use crate::signals::Signal;
+
+/// One life of one slot. An event that names an earlier life is stale and is dropped.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct WorkerId {
+    /// 0 to N-1.
+    pub slot: u32,
+    /// Counted from 1 in each slot.
+    pub life: u64,
+}
+
+/// What a reload makes: the workers of one generation have the same command, directory and variables. Counted from 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    /// That of panzer's start.
+    pub const FIRST: Self = Self(1);
+}
+
+/// How a life ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    /// The main process ended by itself.
+    Exited(u8),
+    /// A signal killed it.
+    Killed {
+        /// Which one.
+        signal: Signal,
+        /// Whether it left a core dump.
+        core: bool,
+    },
+    /// The command could not be executed.
+    CannotRun(NotRun),
+}
+
+/// Why a command was not executed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NotRun {
+    /// What panzer exits with where that is the end: 125 for panzer's or the worker's surroundings, 126 or 127 for the
+    /// command itself.
+    pub status: Status,
+    /// `cannot run ./app: No such file or directory`
+    pub error: String,
+}
+
+impl End {
+    /// The status as a shell would give it: 128+n for a signal.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Exited(status) => Status(*status),
+            Self::Killed { signal, .. } => Status(128 + signal.number()),
+            Self::CannotRun(not_run) => not_run.status,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The system is short of something that a start needs (EAGAIN, ENOMEM, EMFILE); it is no fault of the worker's.
+    NotStarted(WorkerId, NotRun),
+    /// The worker's program was executed.
+    Executed(WorkerId),
+    /// The worker listens on a port that workers share.
+    Listening(WorkerId),
+    /// Ports are not shared after all, so that nobody can be seen to listen.
+    NothingShared,
+    /// The worker has told something about itself.
+    Told(WorkerId, Notice),
+    /// The answer to [`Effect::LoadGeneration`]: it can be started.
+    GenerationLoaded(Generation),
+    /// The other answer: it cannot, and this is why.
+    GenerationRefused(Generation, String),
+    /// The answer to [`Effect::LookAtQueue`]: no connection waits for this worker.
+    QueueEmpty(WorkerId),
+    /// An answer to [`Effect::MeasureMemory`]: so many bytes.
+    Memory(WorkerId, u64),
+    /// The worker's main process ended and was reaped.
+    Exited {
+        /// The life that ended.
+        worker: WorkerId,
+        /// How it ended.
+        end: End,
+        /// Whether other processes of its group are still there.
+        group_left: bool,
+    },
+    /// The last process of a group that outlived its main process is gone.
+    GroupGone(WorkerId),
+    /// The child was stopped by job control (init mode at a terminal).
+    Suspended(Signal),
+    /// panzer got a signal.
+    Signal(Signal),
+    /// The answer to [`Effect::LookForRemaining`]: something is still there.
+    SomethingRemains,
+    /// The answer to [`Effect::LookForRemaining`], now or later: nothing is there any more.
+    NothingRemains,
+    /// Time has passed.
+    Time,
+}
+
+/// How far a signal to a worker reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// The main process alone (`--no-group`).
+    MainProcess,
+    /// The whole process group.
+    Group,
+}
+
+/// What is to be done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Start a worker.
+    Spawn {
+        /// Which one.
+        worker: WorkerId,
+        /// What it is started from.
+        generation: Generation,
+        /// How many slots there are.
+        workers: u32,
+    },
+    /// Read anew what a generation is made from, and forget all others but these.
+    LoadGeneration(Generation, Vec<Generation>),
+    /// Say when no connection waits in the queue of this worker's slot; no answer means that one does.
+    LookAtQueue(WorkerId),
+    /// Say how much memory each worker uses.
+    MeasureMemory,
+    /// Send a signal to a worker.
+    Signal(WorkerId, Reach, Signal),
+    /// See whether anything that panzer started or adopted remains, and say when nothing does.
+    LookForRemaining,
+    /// Send a signal to all that remains and has not had it yet, KILL to all of it; CONT after any other.
+    SignalRemaining(Signal),
+    /// Stop panzer itself, so that a shell takes its terminal back; with workers only where there is a terminal.
+    Suspend,
+    /// The same, because the child was stopped; not if it runs again by now.
+    SuspendWithChild,
+    /// Give the terminal to the child again, if the shell has given it to panzer.
+    TakeTerminal,
+    /// Say this.
+    Report(Report),
+    /// Exit with this status.
+    Exit(Status),
+}

@@ -1,0 +1,232 @@
+//! Workers that have no slot any more: told to stop, or about to be, or a process group whose main process has ended.
+//!
+//! Pure. Must never tell a worker to stop while a connection that only it can answer waits for it, but for a bounded time.
+
+use std::time::Duration;
+
+use super::report::Report;
+use super::settings::Settings;
+use super::stop::{Due, Escalation, Schedule};
+use super::{Effect, Generation, WorkerId};
+use crate::signals::Signal;
+
+/// A queue is looked at when its slot has been out of rotation for this long: what is on its way has come by then, and
+/// what was taken from it is mostly answered.
+const QUEUE_REST: Duration = Duration::from_millis(100);
+
+/// How often it is looked at after that.
+const QUEUE_LOOK: Duration = Duration::from_millis(20);
+
+/// How long it may take to become empty.
+const QUEUE_LIMIT: Duration = Duration::from_secs(10);
+
+/// By which schedule a worker is stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Manner {
+    /// `--stop`: all are, or this one has not proved itself.
+    Stop,
+    /// `--reload-stop`: the others go on.
+    Alone,
+    /// ABRT, then `--stop`: it was silent.
+    Silent,
+}
+
+impl Manner {
+    fn schedule(self, settings: &Settings) -> &Schedule {
+        match self {
+            Self::Stop => &settings.stop,
+            Self::Alone => &settings.reload_stop,
+            Self::Silent => &settings.silent_stop,
+        }
+    }
+}
+
+/// How far it has come.
+#[derive(Clone, Debug)]
+enum Stage {
+    /// It goes on working until then.
+    Working { until: Duration },
+    /// Its slot gets no new connections; those that wait are still its own.
+    Emptying { look_at: Duration, until: Duration },
+    /// It was told to stop. Until `rests_until` its slot gets no new connections: it may take one up to its very end.
+    Stopping { escalation: Escalation, rests_until: Option<Duration> },
+}
+
+/// A worker without a slot, or what is left of its process group.
+#[derive(Clone, Debug)]
+pub(super) struct Leaving {
+    /// Which one.
+    pub(super) worker: WorkerId,
+    /// What it was started from.
+    pub(super) generation: Generation,
+    /// Its main process has ended and was reaped; others of its group have not.
+    pub(super) is_orphaned: bool,
+    manner: Manner,
+    stage: Stage,
+}
+
+/// What [`Leaving::advance`] came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    /// It goes on.
+    Leaving,
+    /// It was killed and does not go away; panzer goes on without it.
+    Abandoned,
+}
+
+impl Leaving {
+    /// Tells it to stop.
+    pub(super) fn told(
+        now: Duration,
+        (worker, generation): (WorkerId, Generation),
+        manner: Manner,
+        settings: &Settings,
+        effects: &mut Vec<Effect>,
+    ) -> Self {
+        let mut leaving = Self { worker, generation, is_orphaned: false, manner, stage: Stage::Working { until: now } };
+        leaving.tell(now, settings, effects);
+        leaving
+    }
+
+    /// Leaves it alone until `until`, and tells it to stop then.
+    pub(super) fn working(until: Duration, (worker, generation): (WorkerId, Generation)) -> Self {
+        Self { worker, generation, is_orphaned: false, manner: Manner::Alone, stage: Stage::Working { until } }
+    }
+
+    /// Has it stop by this manner from now on, unless that is so.
+    pub(super) fn change_manner(
+        &mut self,
+        now: Duration,
+        manner: Manner,
+        settings: &Settings,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.manner != manner && !self.was_killed() {
+            self.manner = manner;
+            self.tell(now, settings, effects);
+        }
+    }
+
+    fn tell(&mut self, now: Duration, settings: &Settings, effects: &mut Vec<Effect>) {
+        let (escalation, signal) = Escalation::begin(now, self.manner.schedule(settings));
+        let rests_until = self.is_emptying().then_some(now + QUEUE_REST);
+        self.stage = Stage::Stopping { escalation, rests_until };
+        settings.push_stop_signal(self.worker, signal, effects);
+        // The schedule may leave it no time at all. It has some after KILL.
+        let _ = self.poll(now, settings, effects);
+    }
+
+    /// Its main process has ended, and its group has not.
+    pub(super) fn orphan(&mut self, now: Duration, settings: &Settings, effects: &mut Vec<Effect>) {
+        self.is_orphaned = true;
+        match self.stage {
+            Stage::Working { .. } | Stage::Emptying { .. } => self.tell(now, settings, effects),
+            Stage::Stopping { .. } => {}
+        }
+    }
+
+    /// No connection waits for it.
+    pub(super) fn queue_is_empty(&mut self, now: Duration, settings: &Settings, effects: &mut Vec<Effect>) {
+        if self.is_emptying() {
+            self.tell(now, settings, effects);
+        }
+    }
+
+    /// KILL now.
+    pub(super) fn kill(&mut self, now: Duration, settings: &Settings, effects: &mut Vec<Effect>) {
+        if !matches!(self.stage, Stage::Stopping { .. }) {
+            let (escalation, _) = Escalation::begin(now, &settings.stop);
+            self.stage = Stage::Stopping { escalation, rests_until: None };
+        }
+        if let Stage::Stopping { escalation, .. } = &mut self.stage {
+            settings.push_stop_signal(self.worker, escalation.kill(now), effects);
+        }
+    }
+
+    /// It asks for more time.
+    pub(super) fn extend(&mut self, until: Duration) {
+        if let Stage::Stopping { escalation, .. } = &mut self.stage {
+            escalation.extend(until);
+        }
+    }
+
+    fn is_emptying(&self) -> bool {
+        matches!(self.stage, Stage::Emptying { .. })
+    }
+
+    /// Whether its slot is out of rotation for it.
+    pub(super) fn keeps_slot_out(&self) -> bool {
+        match self.stage {
+            Stage::Working { .. } => false,
+            Stage::Emptying { .. } => true,
+            Stage::Stopping { rests_until, .. } => rests_until.is_some() && !self.is_orphaned,
+        }
+    }
+
+    /// Whether it has worked for as long as it was to.
+    pub(super) fn is_to_be_told(&self, now: Duration) -> bool {
+        matches!(self.stage, Stage::Working { until } if until <= now)
+    }
+
+    /// KILL was sent.
+    pub(super) fn was_killed(&self) -> bool {
+        matches!(&self.stage, Stage::Stopping { escalation, .. } if escalation.was_killed())
+    }
+
+    /// When it needs attention.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        match &self.stage {
+            Stage::Working { until } => Some(*until),
+            Stage::Emptying { look_at, until } => Some(*look_at.min(until)),
+            Stage::Stopping { escalation, rests_until } => {
+                [escalation.deadline(), *rests_until].into_iter().flatten().min()
+            }
+        }
+    }
+
+    /// Does what is due. `others_serve`: its slot can be taken out of rotation.
+    pub(super) fn advance(
+        &mut self,
+        now: Duration,
+        others_serve: bool,
+        settings: &Settings,
+        effects: &mut Vec<Effect>,
+    ) -> Outcome {
+        let can_empty = settings.have_own_queues && others_serve;
+        match &mut self.stage {
+            Stage::Working { until } if *until <= now && can_empty => {
+                self.stage = Stage::Emptying { look_at: now + QUEUE_REST, until: now + QUEUE_LIMIT };
+            }
+            Stage::Working { until } | Stage::Emptying { until, .. } if *until <= now => {
+                self.tell(now, settings, effects);
+            }
+            Stage::Emptying { look_at, .. } if *look_at <= now => {
+                *look_at = now + QUEUE_LOOK;
+                effects.push(Effect::LookAtQueue(self.worker));
+            }
+            Stage::Working { .. } | Stage::Emptying { .. } | Stage::Stopping { .. } => {}
+        }
+        self.poll(now, settings, effects)
+    }
+
+    /// Does what its schedule asks for.
+    fn poll(&mut self, now: Duration, settings: &Settings, effects: &mut Vec<Effect>) -> Outcome {
+        while let Stage::Stopping { escalation, rests_until } = &mut self.stage {
+            rests_until.take_if(|until| *until <= now);
+            match escalation.poll(now, self.manner.schedule(settings)) {
+                Due::Nothing => break,
+                Due::Send(signal) => self.escalate(signal, settings, effects),
+                Due::Abandon => {
+                    effects.push(Effect::Report(Report::Abandoned(self.worker)));
+                    return Outcome::Abandoned;
+                }
+            }
+        }
+        Outcome::Leaving
+    }
+
+    fn escalate(&self, signal: Signal, settings: &Settings, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Report(Report::Escalated(self.worker, signal)));
+        settings.push_stop_signal(self.worker, signal, effects);
+    }
+}

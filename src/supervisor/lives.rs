@@ -1,0 +1,387 @@
+//! What happens to a life: it is started, proves itself, tells of itself, ends, and the slot has another.
+//!
+//! Pure. Must never mix up two lives: an event that is about an earlier one changes nothing.
+
+use std::time::Duration;
+
+use super::leaving::{Leaving, Manner};
+use super::notice::Notice;
+use super::report::{Next, Reason, Report};
+use super::restart::{GOOD_LIFE, Random, Restart};
+use super::rollout::{Failure, Recycling, Why};
+use super::settings::Settings;
+use super::worker::{Life, Proof, Ready, Slot, State};
+use super::{Effect, End, NotRun, Phase, Reached, Supervisor, WorkerId};
+use crate::error::Status;
+
+/// A worker that was ready for at least this long and ends with success has done its work, as servers with a limit of
+/// requests do: that is no failure.
+const LEAST_READY_TIME: Duration = Duration::from_secs(1);
+
+/// A kernel that has no process to give is not asked again sooner, whatever the backoff.
+pub(super) const SHORTEST_RETRY: Duration = Duration::from_millis(10);
+
+impl Supervisor {
+    /// The slot with this number.
+    pub(super) fn slot_mut(&mut self, number: u32) -> Option<&mut Slot> {
+        self.slots.get_mut(usize::try_from(number).ok()?)
+    }
+
+    /// The same, together with what else its fate depends on.
+    pub(super) fn slot_of(&mut self, number: u32) -> Option<(&mut Slot, &mut Random, &Settings)> {
+        let slot = self.slots.get_mut(usize::try_from(number).ok()?)?;
+        Some((slot, &mut self.random, &self.settings))
+    }
+
+    /// The slot of a life that is one of its own and is not over.
+    fn living(&mut self, worker: WorkerId) -> Option<(&mut Slot, &mut Random, &Settings)> {
+        let is_its_own = |slot: &Slot| slot.lives().any(|life| life.worker == worker && life.has_process());
+        self.slot_of(worker.slot).filter(|(slot, ..)| is_its_own(slot))
+    }
+
+    /// Begins the next life of a slot that has no worker.
+    pub(super) fn start(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
+        let (by, workers) = (now + self.settings.ready_timeout, self.wanted);
+        let Some(generation) = self.restarts_with(number) else { return };
+        let Some(slot) = self.slot_mut(number) else { return };
+        let worker = slot.next_life();
+        slot.current = Life::new(worker, generation, State::Starting { proof: Proof::Execution, by });
+        effects.push(Effect::Spawn { worker, generation, workers });
+        self.earliest_start = now + self.settings.stagger;
+    }
+
+    pub(super) fn not_started(&mut self, now: Duration, worker: WorkerId, why: NotRun, effects: &mut Vec<Effect>) {
+        // It was given up before it was there.
+        self.leaving.retain(|leaving| leaving.worker != worker);
+        let Some((slot, random, settings)) = self.living(worker) else { return };
+        // Not the worker's fault, so the crash limit does not count it; the delay grows all the same.
+        slot.failures += 1;
+        let delay = settings.backoff.delay(slot.failures.max(2), random).max(SHORTEST_RETRY);
+        if slot.successor.take_if(|life| life.worker == worker).is_some() {
+            self.put_off(worker, now + delay);
+        } else {
+            slot.current.state = State::Waiting { until: now + delay };
+        }
+        effects.push(Effect::Report(Report::NotStarted(worker, why, delay)));
+    }
+
+    pub(super) fn executed(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
+        let Some((slot, _, settings)) = self.living(worker) else { return };
+        let has_listened = slot.has_listened;
+        let Some(Life { state: State::Starting { proof: proof @ Proof::Execution, .. }, .. }) = slot.life_of(worker)
+        else {
+            return;
+        };
+        *proof = match settings.ready {
+            Ready::Exec => Proof::Age(now),
+            Ready::Delay(delay) => Proof::Age(now + delay),
+            Ready::BindOrDelay(delay) if !has_listened => Proof::Age(now + delay),
+            Ready::Bind | Ready::BindOrDelay(_) => Proof::Listening,
+            Ready::Notify | Ready::Descriptor => Proof::Word,
+        };
+        let report = if worker.life == 1 { Report::Started } else { Report::Replaced };
+        effects.push(Effect::Report(report(worker)));
+        self.reached = self.reached.max(Reached::Executed);
+    }
+
+    pub(super) fn listening(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
+        // The news of its execution may come second.
+        self.executed(now, worker, effects);
+        let Some((slot, _, settings)) = self.living(worker) else { return };
+        slot.has_listened = true;
+        if let Ready::Bind | Ready::BindOrDelay(_) = settings.ready {
+            slot.life_of(worker).into_iter().for_each(|life| life.prove(now));
+        }
+    }
+
+    /// A worker has told something about itself.
+    pub(super) fn told(&mut self, now: Duration, worker: WorkerId, notice: Notice, effects: &mut Vec<Effect>) {
+        if let (Some(leaving), Notice::ExtendTimeout(time)) =
+            (self.leaving.iter_mut().find(|leaving| leaving.worker == worker), &notice)
+        {
+            leaving.extend(now + *time);
+        }
+        if notice == Notice::Ready {
+            self.executed(now, worker, effects);
+        }
+        let Some((slot, _, settings)) = self.living(worker) else { return };
+        let Some(life) = slot.life_of(worker) else { return };
+        match notice {
+            Notice::Ready if matches!(settings.ready, Ready::Notify | Ready::Descriptor) => life.prove(now),
+            Notice::Ready => {}
+            Notice::Stopping => {
+                life.is_stopping = true;
+                life.beat_by = None;
+                effects.push(Effect::Report(Report::Says(worker, "it is stopping".to_owned())));
+            }
+            Notice::Reloading => effects.push(Effect::Report(Report::Says(worker, "it is reloading".to_owned()))),
+            Notice::Status(text) => effects.push(Effect::Report(Report::Says(worker, text))),
+            Notice::ExtendTimeout(time) => {
+                if let State::Starting { by, .. } = &mut life.state {
+                    *by = now + time;
+                }
+            }
+            Notice::Beat => life.beat(now),
+            Notice::BeatInterval(interval) => {
+                life.beat_interval = Some(interval);
+                life.beat(now);
+            }
+            Notice::Trigger if life.is_ready() => {
+                life.beat_by = Some(now);
+                life.beat_interval = None;
+            }
+            // Which process that is, is for others to know.
+            Notice::Trigger | Notice::MainProcess(_) => {}
+        }
+    }
+
+    /// So many bytes are used by a worker.
+    pub(super) fn measured(&mut self, worker: WorkerId, bytes: u64) {
+        let Some((slot, _, settings)) = self.living(worker) else { return };
+        let is_too_large = settings.max_memory.is_some_and(|most| bytes > most);
+        if is_too_large && slot.current.worker == worker && slot.current.is_ready() {
+            slot.recycling.get_or_insert(Recycling::new(Why::Memory(bytes)));
+        }
+    }
+
+    pub(super) fn exited(
+        &mut self,
+        now: Duration,
+        worker: WorkerId,
+        end: End,
+        group_left: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(at) = self.leaving.iter().position(|leaving| leaving.worker == worker && !leaving.is_orphaned) {
+            effects.push(Effect::Report(Report::Stopped(worker, end)));
+            if let (true, Some(leaving)) = (group_left, self.leaving.get_mut(at)) {
+                leaving.orphan(now, &self.settings, effects);
+            } else {
+                self.leaving.swap_remove(at);
+            }
+            return;
+        }
+        let Some((slot, ..)) = self.living(worker) else { return };
+        if let Some(life) = slot.successor.take_if(|life| life.worker == worker) {
+            self.orphan_group(now, &life, group_left, effects);
+            let who = (worker, life.generation);
+            return self.life_failed(now, who, true, Failure::Ended(end), effects);
+        }
+        let life = slot.current.clone();
+        let status = end.status();
+        let success = status == Status::SUCCESS || self.settings.ok_exits.contains(&status);
+        let next = match self.reason_to_stop(&end, success) {
+            Some(reason) => Next::Stop(reason),
+            None => self.vacate(now, worker.slot, success),
+        };
+        if next == Next::Nobody && !success {
+            self.last_failure = Some(status);
+        }
+        effects.push(Effect::Report(Report::Ended { worker, end: end.clone(), success, next }));
+        self.orphan_group(now, &life, group_left, effects);
+        if let Next::Stop(reason) = next {
+            // It is gone already.
+            if let Some(slot) = self.slot_mut(worker.slot) {
+                slot.current.state = State::Ended;
+            }
+            effects.push(Effect::Report(Report::GivingUp(worker, reason, status)));
+            self.stop_all(now, Some(status), effects);
+        } else if !life.is_ready() {
+            self.life_failed(now, (worker, life.generation), false, Failure::Ended(end), effects);
+        }
+    }
+
+    /// Stops what a main process has left in its group.
+    fn orphan_group(&mut self, now: Duration, life: &Life, group_left: bool, effects: &mut Vec<Effect>) {
+        if group_left {
+            effects.push(Effect::Report(Report::GroupOrphaned(life.worker)));
+            let who = (life.worker, life.generation);
+            let mut leaving = Leaving::told(now, who, Manner::Stop, &self.settings, effects);
+            leaving.is_orphaned = true;
+            self.leaving.push(leaving);
+        }
+    }
+
+    /// Whether the end of a worker that was not told to stop ends everything.
+    fn reason_to_stop(&mut self, end: &End, success: bool) -> Option<Reason> {
+        if self.settings.fatal_exits.contains(&end.status()) {
+            return Some(Reason::FatalExit);
+        }
+        if matches!(end, End::CannotRun(_)) && self.reached == Reached::Nothing {
+            return Some(Reason::NeverExecuted);
+        }
+        self.count_early_death(success)
+    }
+
+    fn count_early_death(&mut self, success: bool) -> Option<Reason> {
+        if self.reached >= Reached::OneReady || !self.is_restarted(success) {
+            return None;
+        }
+        self.early_deaths += 1;
+        let limit = self.settings.crash_limit;
+        (limit > 0 && self.early_deaths >= limit).then_some(Reason::CrashLimit(self.early_deaths))
+    }
+
+    fn is_restarted(&self, success: bool) -> bool {
+        match self.settings.restart {
+            Restart::Always => true,
+            Restart::OnFailure => !success,
+            Restart::Never => false,
+        }
+    }
+
+    /// Decides who comes after the worker of a slot that is gone, and when.
+    fn vacate(&mut self, now: Duration, number: u32, success: bool) -> Next {
+        let is_restarted = self.is_restarted(success);
+        let Some(generation) = self.restarts_with(number) else { return Next::Nobody };
+        let Some((slot, random, settings)) = self.slot_of(number) else { return Next::Nobody };
+        let ready_for = match slot.current.state {
+            State::Ready { since } => now.saturating_sub(since),
+            State::Starting { .. } | State::Waiting { .. } | State::Ended => Duration::ZERO,
+        };
+        slot.recycling = None;
+        if ready_for >= GOOD_LIFE {
+            slot.failures = 0;
+        }
+        let has_done_its_work = success && ready_for >= LEAST_READY_TIME;
+        slot.failures += u32::from(!has_done_its_work);
+        if let Some(successor) = slot.successor.take_if(|successor| successor.generation == generation) {
+            slot.current = successor;
+            return Next::Successor;
+        }
+        if !is_restarted {
+            slot.current.state = State::Ended;
+            return Next::Nobody;
+        }
+        let delay = if has_done_its_work { Duration::ZERO } else { settings.backoff.delay(slot.failures, random) };
+        slot.current.state = State::Waiting { until: now + delay };
+        if delay.is_zero() { Next::Now } else { Next::After(delay) }
+    }
+
+    /// Does what is due for the lives of a slot.
+    pub(super) fn advance_slot(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
+        let Some(slot) = self.slot_mut(number) else { return };
+        if let Some(Life { state: State::Starting { proof, by }, .. }) = slot.successor {
+            match proof {
+                Proof::Age(at) if at <= now => self.take_over(now, number, effects),
+                Proof::Age(_) => {}
+                Proof::Execution | Proof::Listening | Proof::Word if by <= now => {
+                    self.give_up_on_successor(now, number, effects)
+                }
+                Proof::Execution | Proof::Listening | Proof::Word => {}
+            }
+        }
+        let Some(slot) = self.slot_mut(number) else { return };
+        match slot.current.state {
+            State::Starting { proof: Proof::Age(at), .. } => {
+                if at <= now {
+                    let worker = slot.current.worker;
+                    effects.push(Effect::Report(Report::Ready(worker)));
+                    self.became_ready(now, number);
+                }
+            }
+            State::Starting { by, .. } if by <= now => self.give_up_on_current(now, number, effects),
+            State::Ready { .. } if slot.current.beat_by.is_some_and(|by| by <= now) => {
+                self.give_up_on_current(now, number, effects);
+            }
+            State::Ready { since } if slot.current.retire_at.is_some_and(|at| at <= now) => {
+                slot.current.retire_at = None;
+                slot.recycling.get_or_insert(Recycling::new(Why::Age(now.saturating_sub(since))));
+            }
+            State::Waiting { .. } | State::Starting { .. } | State::Ready { .. } | State::Ended => {}
+        }
+        // Last, since the others may have made it due.
+        let is_due = |slot: &Slot| matches!(slot.current.state, State::Waiting { until } if until <= now);
+        if self.is_running() && self.earliest_start <= now && self.slot_mut(number).is_some_and(|slot| is_due(slot)) {
+            self.start(now, number, effects);
+        }
+    }
+
+    /// The successor has proved itself: it has the slot now, and the old worker goes.
+    fn take_over(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
+        let delay = self.settings.replacement.kill_old_delay;
+        let Some(slot) = self.slot_mut(number) else { return };
+        let Some(successor) = slot.successor.take() else { return };
+        slot.recycling = None;
+        let worker = successor.worker;
+        let old = std::mem::replace(&mut slot.current, successor);
+        if old.has_process() {
+            effects.push(Effect::Report(Report::TookOver(worker, old.worker)));
+            self.leaving.push(Leaving::working(now + delay, (old.worker, old.generation)));
+        } else {
+            effects.push(Effect::Report(Report::Ready(worker)));
+        }
+        self.became_ready(now, number);
+    }
+
+    /// The worker of a slot has proved itself.
+    fn became_ready(&mut self, now: Duration, number: u32) {
+        let Some((slot, random, settings)) = self.slot_of(number) else { return };
+        let life = &mut slot.current;
+        life.state = State::Ready { since: now };
+        life.retire_at = settings.max_age.map(|age| now + age.least + random.up_to(age.jitter));
+        life.beat_interval = life.beat_interval.or(settings.watchdog);
+        life.beat(now);
+        slot.proven = life.generation;
+        let generation = life.generation;
+        if let Some(reload) = self.reload.as_mut().filter(|reload| reload.generation == generation) {
+            reload.is_proven = true;
+        }
+        self.reached = self.reached.max(Reached::OneReady);
+    }
+
+    /// A successor has not proved itself in time.
+    fn give_up_on_successor(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
+        let Some(life) = self.slot_mut(number).and_then(|slot| slot.successor.take()) else { return };
+        let who = (life.worker, life.generation);
+        self.leaving.push(Leaving::told(now, who, Manner::Stop, &self.settings, effects));
+        let failure = Failure::NotReady(self.settings.ready_timeout);
+        self.life_failed(now, who, true, failure, effects);
+    }
+
+    /// The worker of a slot has not proved itself in time, or is silent.
+    fn give_up_on_current(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
+        let Some(life) = self.slot_mut(number).map(|slot| slot.current.clone()) else { return };
+        let who = (life.worker, life.generation);
+        let (report, manner) = if life.is_ready() {
+            (Report::Silent(life.worker, life.beat_interval), Manner::Silent)
+        } else {
+            (Report::NotReady(life.worker, self.settings.ready_timeout), Manner::Stop)
+        };
+        effects.push(Effect::Report(report));
+        self.leaving.push(Leaving::told(now, who, manner, &self.settings, effects));
+        let next = self.vacate(now, number, false);
+        if life.is_ready() {
+            return;
+        }
+        if let Some(reason) = self.count_early_death(false) {
+            effects.push(Effect::Report(Report::GivingUp(life.worker, reason, Status::REFUSED)));
+            return self.stop_all(now, Some(Status::REFUSED), effects);
+        }
+        if next == Next::Nobody {
+            self.last_failure = Some(Status::REFUSED);
+        }
+        self.life_failed(now, who, false, Failure::NotReady(self.settings.ready_timeout), effects);
+    }
+
+    /// Whether panzer still keeps workers alive.
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+    }
+}
+
+impl Life {
+    /// It has shown what it had to.
+    fn prove(&mut self, now: Duration) {
+        if let State::Starting { proof, .. } = &mut self.state {
+            *proof = Proof::Age(now);
+        }
+    }
+
+    /// It has shown that it lives.
+    fn beat(&mut self, now: Duration) {
+        if self.is_ready() && !self.is_stopping {
+            self.beat_by = self.beat_interval.map(|interval| now + interval);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What the supervisor goes by. Pure data.
+
+use std::time::Duration;
+
+use super::actions::Actions;
+use super::restart::{Backoff, Restart};
+use super::stop::Schedule;
+use super::worker::Ready;
+use super::{Effect, Reach, WorkerId};
+use crate::error::Status;
+use crate::signals::Signal;
+
+/// How old a worker may become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Age {
+    /// At least this old.
+    pub least: Duration,
+    /// Up to so much older; drawn once for each life.
+    pub jitter: Duration,
+}
+
+/// How a reload, and any other replacement, goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replacement {
+    /// How often a new life may fail before the reload ends; 0: any number of times.
+    pub tries: u32,
+    /// How many processes there may be beyond one for each slot.
+    pub surge: u32,
+    /// How long an old worker goes on after the new one is ready.
+    pub kill_old_delay: Duration,
+}
+
+/// What the supervisor goes by.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many slots there are at first.
+    pub workers: u32,
+    /// How many there may be at the most.
+    pub most_workers: u32,
+    /// When a worker is ready.
+    pub ready: Ready,
+    /// How long it may take to show that.
+    pub ready_timeout: Duration,
+    /// Whether an ended one is started again.
+    pub restart: Restart,
+    /// The delays before that.
+    pub backoff: Backoff,
+    /// No two starts are closer together.
+    pub stagger: Duration,
+    /// How many lives in a row may end before any worker is ready; 0: any number.
+    pub crash_limit: u32,
+    /// Statuses that end it all.
+    pub fatal_exits: Vec<Status>,
+    /// Statuses that count as success.
+    pub ok_exits: Vec<Status>,
+    /// How workers are stopped.
+    pub stop: Schedule,
+    /// How one is stopped while the others go on.
+    pub reload_stop: Schedule,
+    /// How one that is silent is stopped.
+    pub silent_stop: Schedule,
+    /// How workers are replaced.
+    pub replacement: Replacement,
+    /// How old they may become.
+    pub max_age: Option<Age>,
+    /// How many bytes they may use.
+    pub max_memory: Option<u64>,
+    /// How often they must beat.
+    pub watchdog: Option<Duration>,
+    /// Each slot has a queue of connections to itself.
+    pub have_own_queues: bool,
+    /// Signals go to main processes alone; all but KILL in a stop, which must end within its schedule.
+    pub no_group: bool,
+    /// How long what remains at the end may take after TERM.
+    pub linger: Duration,
+    /// What signals do.
+    pub actions: Actions,
+    /// Where jitter starts from.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// Appends a step of a stop. CONT follows, since a stopped process cannot act on anything but KILL.
+    pub(super) fn push_stop_signal(&self, worker: WorkerId, signal: Signal, effects: &mut Vec<Effect>) {
+        let reach = if self.no_group && signal != Signal::KILL { Reach::MainProcess } else { Reach::Group };
+        effects.push(Effect::Signal(worker, reach, signal));
+        if signal != Signal::KILL {
+            effects.push(Effect::Signal(worker, reach, Signal::CONT));
+        }
+    }
+}
