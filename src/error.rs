@@ -73,9 +73,9 @@ impl fmt::Display for Typed<'_> {
 #[must_use]
 pub fn cause(error: &std::io::Error) -> String {
     let text = error.to_string();
-    match text.rfind(" (os error ").and_then(|end| text.get(..end)) {
-        Some(words) => words.to_owned(),
-        None => text,
+    match text.rsplit_once('(') {
+        Some((words, number)) if number.starts_with("os error ") => words.trim_ascii_end().to_owned(),
+        _ => text,
     }
 }
 

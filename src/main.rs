@@ -1,7 +1,7 @@
 //! Chooses what to do, does it, exits with its status.
+#![cfg_attr(panzer_without_unwinder, no_main)]
 
-use std::io::Write;
-use std::process::ExitCode;
+use std::ffi::OsString;
 
 use panzer::cli::{self, help};
 use panzer::config::{Config, Show};
@@ -9,18 +9,20 @@ use panzer::error::{Error, Status};
 use panzer::linux::{self, Log};
 use panzer::supervisor::report::Level;
 
-fn main() -> ExitCode {
+panzer::begin_with!(start);
+
+fn start(arguments: Vec<OsString>) -> u8 {
     linux::hold_signals();
     let mut log = Log::new(Level::Info, panzer::config::LogFormat::Text);
-    let status = run(&mut log).unwrap_or_else(|error| {
+    let status = run(arguments, &mut log).unwrap_or_else(|error| {
         log.say(Level::Error, "refused", &error.to_string());
         error.status()
     });
-    ExitCode::from(status.0)
+    status.0
 }
 
-fn run(log: &mut Log) -> Result<Status, Error> {
-    let config = cli::parse(std::env::args_os().skip(1), |name| std::env::var_os(name))?;
+fn run(arguments: Vec<OsString>, log: &mut Log) -> Result<Status, Error> {
+    let config = cli::parse(arguments, |name| std::env::var_os(name))?;
     *log = Log::new(config.shown_level(), config.log_format);
     match shown(&config)? {
         Some(text) => print(&text),
@@ -40,8 +42,6 @@ fn shown(config: &Config) -> Result<Option<String>, Error> {
 }
 
 fn print(text: &str) -> Result<Status, Error> {
-    let mut stdout = std::io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    written.map_err(|error| Error::new("write to stdout", panzer::error::cause(&error)))?;
+    linux::print(text).map_err(|error| Error::new("write to stdout", panzer::error::cause(&error)))?;
     Ok(Status::SUCCESS)
 }

@@ -16,7 +16,7 @@ const COLUMNS: usize = 80;
 pub fn short() -> String {
     let mut out = format!("Usage: {USAGE}\n\n{PURPOSE}\n\n");
     for option in OPTIONS {
-        let summary = option.summary.split([';', '(']).next().unwrap_or_default().trim_end();
+        let summary = option.summary.split([';', '(']).next().unwrap_or_default().trim_ascii_end();
         let _ = writeln!(out, "  {:<26} {summary}", flags(option));
     }
     out.push_str("\nMore: panzer --help\n");

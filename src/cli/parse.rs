@@ -116,7 +116,7 @@ fn surplus_value(error: &lexopt::Error) -> Error {
     if let lexopt::Error::UnexpectedValue { option, value } = error {
         return Error::new(format!("use {option}={}", value.display()), "it takes no value");
     }
-    Error::new("read the command line", error.to_string())
+    Error::new("read the command line", "it holds more than it should")
 }
 
 #[cfg(test)]

@@ -93,7 +93,9 @@ pub(super) fn listen(text: &str) -> Read<Listen> {
         unix(path)?
     } else if let Some(rest) = address.strip_prefix("udp://") {
         Address::Udp(socket_address(rest)?.0)
-    } else if let Some((scheme, _)) = address.split_once("://").filter(|(scheme, _)| *scheme != "tcp") {
+    } else if let Some((scheme, _)) =
+        address.split_once(':').filter(|(scheme, rest)| rest.starts_with("//") && *scheme != "tcp")
+    {
         return Err(format!("\"{scheme}://\" is none of tcp://, unix:// and udp://"));
     } else {
         let (address, only) = socket_address(address.strip_prefix("tcp://").unwrap_or(address))?;

@@ -42,11 +42,10 @@ fn quota(groups: &str, mounts: &str, read: &dyn Fn(&Path) -> Option<String>) -> 
 fn locate(mounts: &str, group: &str, version2: bool) -> Option<(PathBuf, PathBuf)> {
     for line in mounts.lines() {
         // ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [OPTIONAL]... - TYPE SOURCE SUPER-OPTIONS (proc_pid_mountinfo(5))
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let mut left = left.split(' ').skip(3);
-        let (Some(root), Some(mount)) = (left.next(), left.next()) else { continue };
-        let mut right = right.split(' ');
-        let (Some(kind), Some(_), Some(options)) = (right.next(), right.next(), right.next()) else { continue };
+        let mut words = line.split(' ').skip(3);
+        let (Some(root), Some(mount)) = (words.next(), words.next()) else { continue };
+        let mut words = words.skip_while(|word| *word != "-").skip(1);
+        let (Some(kind), Some(_), Some(options)) = (words.next(), words.next(), words.next()) else { continue };
         let fits = match kind {
             "cgroup2" => version2,
             "cgroup" => !version2 && options.split(',').any(|option| option == "cpu"),
@@ -56,7 +55,7 @@ fn locate(mounts: &str, group: &str, version2: bool) -> Option<(PathBuf, PathBuf
             let mount = PathBuf::from(mount);
             let below = Path::new(group).strip_prefix(root).unwrap_or(Path::new(""));
             // A group outside of what is mounted shows as `/../..`.
-            let below = if group.contains("..") { Path::new("") } else { below };
+            let below = if group.split('/').any(|part| part == "..") { Path::new("") } else { below };
             let directory = mount.join(below.strip_prefix("/").unwrap_or(below));
             return Some((mount, directory));
         }
@@ -75,7 +74,7 @@ fn limit_v2(directory: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Option<
 fn limit_v1(directory: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Option<u32> {
     let quota = read(&directory.join("cpu.cfs_quota_us"))?;
     let period = read(&directory.join("cpu.cfs_period_us"))?;
-    whole(quota.trim(), period.trim())
+    whole(quota.trim_ascii(), period.trim_ascii())
 }
 
 fn whole(quota: &str, period: &str) -> Option<u32> {

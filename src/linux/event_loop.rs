@@ -3,7 +3,6 @@
 //! After the first worker runs, no error ends it: what fails is said and tried again.
 
 use std::collections::VecDeque;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 use super::children::{Child, Children};
 use super::decider::Decider;
 use super::guard::{Guard, GuardSettings};
+use super::idle;
 use super::listen::OwnPath;
 use super::log::Log;
 use super::ports::{self, Ports};
@@ -32,9 +32,6 @@ use crate::supervisor::{Effect, End, Event, Generation, NotRun, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
-
-/// How many events are taken from the kernel at a time.
-const EVENTS_AT_ONCE: usize = 16;
 
 /// How long after something has happened panzer's own code is taken out of its resident memory.
 const RELEASE_DELAY: Duration = Duration::from_millis(200);
@@ -186,14 +183,9 @@ impl Running {
     fn wait(&mut self) {
         let release = self.release_at.take_if(|at| *at <= self.start.elapsed()).is_some();
         let timeout = self.timeout();
-        if release {
-            sys::release_stack();
-            // Just before the sleep: whatever runs after this is mapped again.
-            sys::release_program();
-        }
-        let mut space = [const { MaybeUninit::uninit() }; EVENTS_AT_ONCE];
-        let events: &[epoll::Event] = match epoll::wait(&self.epoll, &mut space, timeout.as_ref()) {
-            Ok((events, _)) => events,
+        let mut space = idle::EMPTY;
+        let events = match idle::wait(self.epoll.as_fd(), &mut space, timeout.as_ref(), release) {
+            Ok(events) => events,
             Err(Errno::INTR) => &[],
             Err(error) => {
                 // Nothing that a healthy kernel says. Signals are read all the same.

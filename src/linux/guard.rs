@@ -6,14 +6,14 @@
 //!
 //! Where panzer is PID 1 there is no guard: the kernel ends the whole namespace with it.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::idle;
 use super::log::Log;
 use super::processes::{self, Process, Sweep};
 use super::sys::{self, Fork, Pid, Target};
@@ -152,19 +152,26 @@ fn watch(pipe: &OwnedFd, settings: &GuardSettings, log: &mut Log) -> ! {
     sys::lead_group(Pid::own());
     let _ = rustix::process::chdir(c"/");
     close_all_but(pipe);
-    let mut groups = BTreeSet::new();
+    let mut groups = Vec::new();
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).and_then(|epoll| {
+        epoll::add(&epoll, pipe, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        Ok(epoll)
+    });
     loop {
-        // Not at once: panzer may have more to tell, or be done with a short command already.
-        let mut readable = [PollFd::new(pipe, PollFlags::IN)];
-        if poll(&mut readable, Some(&RELEASE_DELAY)) == Ok(0) {
-            sys::release_stack();
-            sys::release_program();
+        // Without an epoll instance the read waits just as well, in more memory.
+        if let Ok(epoll) = &epoll {
+            let mut space = idle::EMPTY;
+            // Not at once: panzer may have more to tell, or be done with a short command already.
+            let nothing = idle::wait(epoll.as_fd(), &mut space, Some(&RELEASE_DELAY), false);
+            if nothing.is_ok_and(<[_]>::is_empty) {
+                let _ = idle::wait(epoll.as_fd(), &mut space, None, true);
+            }
         }
         let mut bytes = [0; MESSAGE_LENGTH];
         match rustix::io::read(pipe, &mut bytes) {
             Ok(MESSAGE_LENGTH) => match Message::from_bytes(bytes) {
-                Some(Message::Add(group)) => drop(groups.insert(group)),
-                Some(Message::Remove(group)) => drop(groups.remove(&group)),
+                Some(Message::Add(group)) => groups.push(group),
+                Some(Message::Remove(group)) => groups.retain(|known| *known != group),
                 None => {}
             },
             Err(Errno::INTR) => {}
@@ -218,7 +225,7 @@ fn clear(left: &Left, schedule: &Schedule, log: &mut Log) {
 
 /// How to tell what panzer has started from everything else.
 struct Left {
-    groups: BTreeSet<Pid>,
+    groups: Vec<Pid>,
     cookie: String,
 }
 

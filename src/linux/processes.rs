@@ -2,7 +2,6 @@
 //!
 //! Used only where panzer or its guard clears up; while workers run nothing here is called.
 
-use std::collections::BTreeSet;
 use std::fs;
 
 use super::sys::{self, Pid, Target};
@@ -108,7 +107,7 @@ pub(super) fn descendants(all: &[Process], root: Pid, except: Option<Pid>) -> Ve
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
     signal: Option<Signal>,
-    signalled: BTreeSet<Pid>,
+    signalled: Vec<Pid>,
 }
 
 impl Sweep {
@@ -118,6 +117,15 @@ impl Sweep {
             self.signal = Some(signal);
             self.signalled.clear();
         }
+    }
+
+    /// True the first time that it is asked of `target` in this round.
+    fn is_new(&mut self, target: Pid) -> bool {
+        let is_new = !self.signalled.contains(&target);
+        if is_new {
+            self.signalled.push(target);
+        }
+        is_new
     }
 
     /// Sends `signal` to those of `chosen` that have not had it yet. CONT follows, since a stopped process cannot act on
@@ -133,7 +141,7 @@ impl Sweep {
         for process in chosen.iter().filter(|process| !process.zombie) {
             if signal == Signal::KILL {
                 let _ = sys::kill(Target::Process(process.pid), signal);
-            } else if self.signalled.insert(process.pid) {
+            } else if self.is_new(process.pid) {
                 let _ = sys::kill(Target::Process(process.pid), signal);
                 let _ = sys::kill(Target::Process(process.pid), Signal::CONT);
             }
@@ -154,7 +162,10 @@ impl Sweep {
     /// The same for whole groups, where no processes can be seen.
     pub(super) fn send_to_groups(&mut self, signal: Signal, groups: &[Pid]) {
         self.begin(signal);
-        for group in groups.iter().filter(|group| signal == Signal::KILL || self.signalled.insert(**group)) {
+        for group in groups {
+            if signal != Signal::KILL && !self.is_new(*group) {
+                continue;
+            }
             let _ = sys::kill(Target::Group(*group), signal);
             if signal != Signal::KILL {
                 let _ = sys::kill(Target::Group(*group), Signal::CONT);
@@ -164,11 +175,17 @@ impl Sweep {
 }
 
 /// The groups all of whose processes were chosen.
-fn whole_groups(all: &[Process], chosen: &[Process]) -> BTreeSet<Pid> {
-    let others = all.iter().filter(|process| !process.zombie && !chosen.contains(process));
-    let others: BTreeSet<Pid> = others.map(|process| process.group).collect();
-    let groups: BTreeSet<Pid> = chosen.iter().filter(|process| !process.zombie).map(|process| process.group).collect();
-    groups.difference(&others).copied().collect()
+fn whole_groups(all: &[Process], chosen: &[Process]) -> Vec<Pid> {
+    let mut groups = Vec::new();
+    for process in chosen.iter().filter(|process| !process.zombie) {
+        if !groups.contains(&process.group) {
+            groups.push(process.group);
+        }
+    }
+    for other in all.iter().filter(|process| !process.zombie && !chosen.contains(process)) {
+        groups.retain(|group| *group != other.group);
+    }
+    groups
 }
 
 /// Whether `pid` was started with `variable` (`NAME=value`) in its environment.
@@ -206,7 +223,7 @@ mod tests {
     fn a_group_is_killed_as_a_whole_only_where_all_of_it_is_meant() {
         let all = [process(2, 1, 2, false), process(3, 1, 2, false), process(4, 1, 4, false), process(5, 9, 4, false)];
         let chosen = [all[0], all[1], all[2], process(6, 1, 6, true)];
-        assert_eq!(whole_groups(&all, &chosen), BTreeSet::from([Pid::from_number(2).unwrap()]));
+        assert_eq!(whole_groups(&all, &chosen), [Pid::from_number(2).unwrap()]);
     }
 
     #[test]

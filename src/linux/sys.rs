@@ -4,9 +4,10 @@
 //! no lock.
 #![allow(unsafe_code, reason = "this is the one module that may hold it; a test proves that no other does")]
 
-use std::ffi::{CStr, c_char, c_int, c_long};
+use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_long};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::signals::Signal;
@@ -62,6 +63,42 @@ extern "C" fn early() {
             fill(number);
         }
     }
+}
+
+/// Makes a function what the program begins with: it takes the arguments and gives the exit status.
+///
+/// In the shipped file it is called without Rust's runtime, whose part before `main` is 15 kB and of no use here: `early`
+/// has seen to the descriptors 0 to 2, `hold_signals` sees to SIGPIPE, and the handler for a stack overflow never runs
+/// where every signal is held.
+#[macro_export]
+macro_rules! begin_with {
+    ($start:path) => {
+        #[cfg(not(panzer_without_unwinder))]
+        fn main() -> std::process::ExitCode {
+            std::process::ExitCode::from($start(std::env::args_os().skip(1).collect()))
+        }
+
+        // SAFETY: with this cfg nothing else in the program defines the name; the signature is C's.
+        #[cfg(panzer_without_unwinder)]
+        #[unsafe(no_mangle)]
+        extern "C" fn main(count: std::ffi::c_int, list: *const *const std::ffi::c_char) -> std::ffi::c_int {
+            // SAFETY: the C library calls this once, with the list that the kernel gave it.
+            $start(unsafe { $crate::linux::list_arguments(count, list) }).into()
+        }
+    };
+}
+
+/// The arguments after the program's name.
+///
+/// # Safety
+/// These are what C's `main` is given: so many C strings, which never change.
+#[must_use]
+pub unsafe fn list_arguments(count: c_int, list: *const *const c_char) -> Vec<OsString> {
+    // SAFETY: the list has so many entries.
+    let list = unsafe { std::slice::from_raw_parts(list, usize::try_from(count).unwrap_or(0)) };
+    // SAFETY: each is a C string that lives as long as the process.
+    let strings = list.iter().map(|string| unsafe { CStr::from_ptr(*string) });
+    strings.skip(1).map(|string| OsStr::from_bytes(string.to_bytes()).to_owned()).collect()
 }
 
 /// Opens something harmless as descriptor `number`, the lowest closed one.
@@ -288,7 +325,7 @@ pub(super) fn release_stack() {
 /// Takes the program's own code and constants out of this process's resident memory; what runs next is mapped again
 /// from the page cache, 64 kB at a time. Most of panzer runs once, at its start, and need not stay.
 ///
-/// Inlined, and the code last of all: so what comes back at once is the place that called it, and no more.
+/// Inlined, and the code last of all: so what comes back at once is the function that called it, and no more.
 #[inline(always)]
 pub(super) fn release_program() {
     // SAFETY: getauxval reads what the kernel has told this process.
@@ -303,16 +340,21 @@ pub(super) fn release_program() {
     let own = headers.iter().find(|header| header.p_type == libc::PT_PHDR).map(|header| header.p_vaddr);
     let bias = own.map_or(0, |address| (table as u64).wrapping_sub(address));
     let unwritten = |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;
-    for header in headers.iter().rev().filter(unwritten) {
+    // All are read before the first is given back: the headers stand in a segment themselves.
+    let mut segments = [(0, 0); 4];
+    for (segment, header) in segments.iter_mut().zip(headers.iter().filter(unwritten)) {
         let start = header.p_vaddr.wrapping_add(bias);
         let start_of_page = start & !(PAGE - 1);
-        let Ok(length) = usize::try_from(start.wrapping_add(header.p_memsz).wrapping_sub(start_of_page)) else {
-            return;
-        };
-        let start = start_of_page as *mut libc::c_void;
-        // SAFETY: the range is a segment of the program's file that is mapped without leave to write, so its pages
-        // hold nothing but the file's bytes, and those come back at the next access.
-        let _ = unsafe { rustix::mm::madvise(start, length, rustix::mm::Advice::LinuxDontNeed) };
+        let length = start.wrapping_add(header.p_memsz).wrapping_sub(start_of_page);
+        *segment = (start_of_page, usize::try_from(length).unwrap_or(0));
+    }
+    for &(start, length) in &segments {
+        if length > 0 {
+            let start = start as *mut libc::c_void;
+            // SAFETY: the range is a segment of the program's file that is mapped without leave to write, so its pages
+            // hold nothing but the file's bytes, and those come back at the next access.
+            let _ = unsafe { rustix::mm::madvise(start, length, rustix::mm::Advice::LinuxDontNeed) };
+        }
     }
 }
 

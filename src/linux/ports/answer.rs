@@ -581,6 +581,6 @@ fn same_families(address: &Address, own: &OwnedFd, socket: &CallersSocket, optio
 /// Whether the kernel would let the caller bind this port, were it free.
 fn may_bind(caller: &Caller, address: &Address) -> bool {
     let Address::Internet(address) = address else { return true };
-    let start = std::fs::read_to_string(UNPRIVILEGED_START).ok().and_then(|text| text.trim().parse::<u16>().ok());
+    let start = std::fs::read_to_string(UNPRIVILEGED_START).ok().and_then(|text| text.trim_ascii().parse::<u16>().ok());
     address.port() >= start.unwrap_or(1024) || caller.identity.may_bind_any_port()
 }

@@ -163,12 +163,12 @@ impl Caller {
     ///
     /// # Errors
     /// panzer may not become the caller, and nothing was done.
-    pub(super) fn act<T>(&self, action: impl FnOnce() -> T) -> Result<T, Errno> {
+    pub(super) fn act<T>(&self, action: impl FnMut() -> T) -> Result<T, Errno> {
         self.identity.act(With::ItsOwn, action)
     }
 
     /// Looks into the caller.
-    fn look<T>(&self, look: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    fn look<T>(&self, mut look: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
         if self.only_as_its_user { self.identity.act(With::Panzers, look)? } else { look() }
     }
 
@@ -179,7 +179,7 @@ impl Caller {
 
     fn same_file(&self, name: &str, own: &str) -> Result<bool, Errno> {
         let path = self.path(name);
-        let (theirs, own) = self.look(|| Ok((rustix::fs::stat(path)?, rustix::fs::stat(own)?)))?;
+        let (theirs, own) = self.look(|| Ok((rustix::fs::stat(&path)?, rustix::fs::stat(own)?)))?;
         Ok((theirs.st_dev, theirs.st_ino) == (own.st_dev, own.st_ino))
     }
 
@@ -212,7 +212,7 @@ impl Caller {
     pub(super) fn directory(&self) -> Result<OwnedFd, Errno> {
         let path = self.path("cwd");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.look(|| rustix::fs::open(path, flags, rustix::fs::Mode::empty()))
+        self.look(|| rustix::fs::open(&path, flags, rustix::fs::Mode::empty()))
     }
 
     /// The caller's memory.
@@ -229,7 +229,7 @@ impl Caller {
             let length = rustix::fs::getxattr(&link, "system.sockprotoname", &mut name)?;
             let name = name.get(..length).unwrap_or_default();
             let (protocol, is_ipv6) = (protocol(name), name.starts_with(b"TCPv6") || name.starts_with(b"MPTCPv6"));
-            let flags = fs::read_to_string(info).ok().and_then(|info| flags(&info)).unwrap_or(OFlags::empty());
+            let flags = fs::read_to_string(&info).ok().and_then(|info| flags(&info)).unwrap_or(OFlags::empty());
             let (close_on_exec, nonblock) = (flags.contains(OFlags::CLOEXEC), flags.contains(OFlags::NONBLOCK));
             Ok(Some(CallersSocket { inode, protocol, is_ipv6, close_on_exec, nonblock }))
         })
@@ -239,9 +239,13 @@ impl Caller {
     pub(super) fn has_any_open(&self, inodes: &[u64]) -> bool {
         let path = format!("/proc/{}/fd", self.identity.process.number());
         let found = self.look(|| {
-            let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
             let is_one = |inode: Option<u64>| inode.is_some_and(|inode| inodes.contains(&inode));
-            Ok(entries.any(|entry| socket_inode(entry.path()).is_ok_and(is_one)))
+            for entry in fs::read_dir(&path).map_err(|error| errno(&error))? {
+                if entry.is_ok_and(|entry| socket_inode(entry.path()).is_ok_and(is_one)) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
         });
         found == Ok(true)
     }
@@ -250,17 +254,15 @@ impl Caller {
     pub(super) fn epoll_registrations(&self, number: RawFd) -> Vec<Registration> {
         let process = self.identity.process.number();
         let found = self.look(|| {
-            let entries = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
-            let sets = entries.filter(|entry| {
-                fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == "anon_inode:[eventpoll]")
-            });
-            let sets = sets.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
-            let registered = sets.filter_map(|epoll| {
-                let info = fs::read_to_string(format!("/proc/{process}/fdinfo/{epoll}")).ok()?;
-                let (events, data) = info.lines().find_map(|line| registration(line, number))?;
-                Some(Registration { epoll, events, data })
-            });
-            Ok(registered.collect::<Vec<_>>())
+            let mut found = Vec::new();
+            for entry in fs::read_dir(format!("/proc/{process}/fd")).map_err(|error| errno(&error))? {
+                let Ok(entry) = entry else { continue };
+                let target = fs::read_link(entry.path()).unwrap_or_default();
+                if target.as_os_str() == "anon_inode:[eventpoll]" {
+                    found.extend(epoll_registration(process, &entry.file_name(), number));
+                }
+            }
+            Ok(found)
         });
         found.unwrap_or_default()
     }
@@ -285,6 +287,14 @@ pub(in crate::linux) fn can_take_sockets() -> bool {
     allowed && (may_trace || !rustix::process::geteuid().is_root())
 }
 
+/// What is registered for descriptor `number` of a process in its epoll set of this name.
+fn epoll_registration(process: i32, set: &OsStr, number: RawFd) -> Option<Registration> {
+    let epoll = set.to_str()?.parse().ok()?;
+    let info = fs::read_to_string(format!("/proc/{process}/fdinfo/{epoll}")).ok()?;
+    let (events, data) = info.lines().find_map(|line| registration(line, number))?;
+    Some(Registration { epoll, events, data })
+}
+
 /// The inode of the socket that a link of `/proc/PID/fd` is; `None`: something else.
 fn socket_inode(link: impl AsRef<std::path::Path>) -> Result<Option<u64>, Errno> {
     let target = rustix::fs::readlink(link.as_ref(), Vec::new())?;
@@ -304,7 +314,7 @@ fn protocol(name: &[u8]) -> Option<Protocol> {
 
 /// The flags of a descriptor, O_CLOEXEC among them (`proc_pid_fdinfo(5)`).
 fn flags(info: &str) -> Option<OFlags> {
-    let octal = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim();
+    let octal = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim_ascii();
     Some(OFlags::from_bits_retain(u32::from_str_radix(octal, 8).ok()?))
 }
 

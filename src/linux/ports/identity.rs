@@ -59,9 +59,9 @@ impl Identity {
     ///
     /// # Errors
     /// panzer may not become it, and nothing was run.
-    pub(super) fn act<T>(&self, with: With, action: impl FnOnce() -> T) -> Result<T, Errno> {
-        let (mut action, mut done) = (Some(action), None);
-        self.run(with, &mut || done = action.take().map(|action| action()))?;
+    pub(super) fn act<T>(&self, with: With, mut action: impl FnMut() -> T) -> Result<T, Errno> {
+        let mut done = None;
+        self.run(with, &mut || done = Some(action()))?;
         done.ok_or(Errno::PERM)
     }
 
@@ -130,7 +130,8 @@ impl Identity {
 }
 
 fn parse(status: &str) -> Option<Identity> {
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_ascii);
     // real, effective, saved, file system's
     let effective = |name| field(name)?.split_ascii_whitespace().nth(1)?.parse::<u32>().ok();
     let groups = field("Groups")?.split_ascii_whitespace().map(|group| group.parse().map(Gid::from_raw));

@@ -19,7 +19,6 @@ mod queues;
 mod shared;
 
 use std::ffi::OsStr;
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -31,6 +30,7 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketType, sockopt};
 
+use super::idle;
 use super::listen::{Listener, Queues};
 use super::log::Log;
 use crate::error::cause;
@@ -45,10 +45,6 @@ use shared::{Address, Changed, SharedListener};
 pub(super) use caller::can_take_sockets;
 pub(super) use filter::{AlsoSent, program};
 pub(super) use queues::{MOST_QUEUES, another_member};
-
-/// How many calls are answered before panzer looks at anything else. epoll puts what it has told of at the end of its
-/// list, so each worker's turn comes as often.
-const CALLS_AT_ONCE: usize = 16;
 
 /// What was bound and does not listen is looked at after this time, and then at the interval of [`UNUSED`].
 const UNLISTENED: Duration = Duration::from_secs(1);
@@ -198,12 +194,10 @@ impl Ports {
     ///
     /// While workers are being stopped, what they shut down stays so.
     pub(super) fn handle(&mut self, now: Duration, is_stopping: bool, log: &mut Log) -> Vec<Event> {
-        let mut space = [const { MaybeUninit::uninit() }; CALLS_AT_ONCE];
+        // epoll puts what it has told of at the end of its list, so each worker's turn comes as often.
+        let mut space = idle::EMPTY;
         let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let ready: &[epoll::Event] = match epoll::wait(&self.epoll, &mut space, Some(&none)) {
-            Ok((events, _)) => events,
-            Err(_) => &[],
-        };
+        let ready = idle::wait(self.epoll.as_fd(), &mut space, Some(&none), false).unwrap_or_default();
         let mut told = Vec::new();
         for event in ready {
             let flags = event.flags;

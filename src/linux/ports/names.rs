@@ -136,7 +136,7 @@ impl KeptName {
         })
     }
 
-    fn as_owner(&self, action: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
+    fn as_owner(&self, mut action: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
         match &self.owner {
             Some(owner) => owner.act(With::ItsOwn, action)?,
             None => action(),
