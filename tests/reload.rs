@@ -258,11 +258,35 @@ fn kill_old_delay_lets_both_work_for_a_while() {
                 answered.len() == 2
             });
             assert_eq!(answered, both.iter().map(|life| life.pid.to_string()).collect());
-            all.running.wait_line("reloaded: ");
             assert!(old.is_alive());
+            assert_eq!(all.running.count_lines(&["reloaded: "]), 0);
         }
         all.end();
     }
+}
+
+#[test]
+fn while_the_old_worker_works_on_it_has_its_slot_again_when_the_new_one_dies() {
+    let service = Service::start("-n 2 --ready fd --kill-old-delay 1h", READY);
+    let old = service.running.wait_generation(1, 2);
+    service.running.wait_line("all 2 workers are ready");
+    for generation in [2, 3] {
+        service.running.signal(libc::SIGHUP);
+        let both = service.running.wait_places(&[(1, 0), (1, 1), (generation, 0)]);
+        service.wait_line(&format!("worker 0 (pid {}) is ready; stopping pid {}", both[2].pid, both[0].pid));
+        service.running.settle();
+        process::send_signal(both[2].pid, libc::SIGKILL);
+        service.wait_line(&format!("worker 0 (pid {}) was killed by SIGKILL; pid {} goes on", both[2].pid, old[0].pid));
+        service.wait_line(&format!("cannot reload to generation {generation}: worker 0 (pid {})", both[2].pid));
+        assert_eq!(service.running.wait_generation(1, 2), old);
+    }
+    // It is a worker as any other.
+    process::send_signal(old[0].pid, libc::SIGKILL);
+    let again = service.running.wait_lives("a new one of the first generation", |lives| {
+        places(lives) == [(1, 0), (1, 1)] && lives[0].pid != old[0].pid
+    });
+    assert_eq!(again[1], old[1]);
+    service.end();
 }
 
 #[test]
@@ -412,7 +436,7 @@ exec $PROBE - ready until=15 touch=$DIR/told until=15 exit=0 >/dev/null";
         let service = Service::start(&format!("-n 1 --ready fd --stop TERM/1/TERM/20/KILL {options}"), script);
         service.wait_line("the worker is ready");
         service.running.signal(libc::SIGHUP);
-        service.wait_line("reloaded: ");
+        service.wait_line("is ready; stopping pid");
         service.running.wait_places(&[(1, 0), (2, 0)]);
         if options.contains("--reload-stop") {
             wait_until("it is told", || service.scratch.path("told").exists());

@@ -5,9 +5,11 @@
 use std::time::Duration;
 
 use super::report::Report;
+use super::rollout::Recycling;
 use super::settings::Settings;
 use super::stop::{Due, Escalation, Schedule};
-use super::{Effect, Generation, WorkerId};
+use super::worker::Life;
+use super::{Effect, WorkerId};
 use crate::signals::Signal;
 
 /// A queue is looked at when its slot has been out of rotation for this long: what is on its way has come by then, and
@@ -57,8 +59,10 @@ enum Stage {
 pub(super) struct Leaving {
     /// Which one.
     pub(super) worker: WorkerId,
-    /// What it was started from.
-    pub(super) generation: Generation,
+    /// It, as it was in its slot.
+    pub(super) life: Life,
+    /// Whose successor has the slot now, and why it was replaced apart from a reload: with these it can have it again.
+    pub(super) replaced: Option<(WorkerId, Option<Recycling>)>,
     /// Its main process has ended and was reaped; others of its group have not.
     pub(super) is_orphaned: bool,
     manner: Manner,
@@ -78,19 +82,32 @@ impl Leaving {
     /// Tells it to stop.
     pub(super) fn told(
         now: Duration,
-        (worker, generation): (WorkerId, Generation),
+        life: Life,
         manner: Manner,
         settings: &Settings,
         effects: &mut Vec<Effect>,
     ) -> Self {
-        let mut leaving = Self { worker, generation, is_orphaned: false, manner, stage: Stage::Working { until: now } };
+        let mut leaving = Self { manner, ..Self::working(now, life) };
         leaving.tell(now, settings, effects);
         leaving
     }
 
     /// Leaves it alone until `until`, and tells it to stop then.
-    pub(super) fn working(until: Duration, (worker, generation): (WorkerId, Generation)) -> Self {
-        Self { worker, generation, is_orphaned: false, manner: Manner::Alone, stage: Stage::Working { until } }
+    pub(super) fn working(until: Duration, life: Life) -> Self {
+        let stage = Stage::Working { until };
+        Self { worker: life.worker, life, replaced: None, is_orphaned: false, manner: Manner::Alone, stage }
+    }
+
+    /// Remembers who has its slot now.
+    pub(super) fn replaced_by(mut self, successor: WorkerId, recycling: Option<Recycling>) -> Self {
+        self.replaced = Some((successor, recycling));
+        self
+    }
+
+    /// Whether it works as before, and the successor that has its slot is this one.
+    pub(super) fn can_return_for(&self, successor: WorkerId) -> bool {
+        let works = matches!(self.stage, Stage::Working { .. } | Stage::Emptying { .. });
+        works && self.replaced.as_ref().is_some_and(|(known, _)| *known == successor)
     }
 
     /// Has it stop by this manner from now on, unless that is so.

@@ -186,8 +186,11 @@ impl Supervisor {
             }
             effects.push(Effect::Report(Report::GivingUp(worker, reason, status)));
             self.stop_all(now, Some(status), effects);
-        } else if !life.is_ready() {
-            self.life_failed(now, (worker, life.generation), false, Failure::Ended(end), effects);
+            return;
+        }
+        let is_old_back = matches!(next, Next::Old(_));
+        if !life.is_ready() || is_old_back {
+            self.life_failed(now, (worker, life.generation), is_old_back, Failure::Ended(end), effects);
         }
     }
 
@@ -195,8 +198,7 @@ impl Supervisor {
     fn orphan_group(&mut self, now: Duration, life: &Life, group_left: bool, effects: &mut Vec<Effect>) {
         if group_left {
             effects.push(Effect::Report(Report::GroupOrphaned(life.worker)));
-            let who = (life.worker, life.generation);
-            let mut leaving = Leaving::told(now, who, Manner::Stop, &self.settings, effects);
+            let mut leaving = Leaving::told(now, life.clone(), Manner::Stop, &self.settings, effects);
             leaving.is_orphaned = true;
             self.leaving.push(leaving);
         }
@@ -230,8 +232,29 @@ impl Supervisor {
         }
     }
 
+    /// Gives a slot back to the worker that this one has replaced and that was not told to stop yet.
+    fn take_back(&mut self, now: Duration, successor: WorkerId) -> Option<WorkerId> {
+        let at = self.leaving.iter().position(|leaving| leaving.can_return_for(successor))?;
+        let old = self.leaving.remove(at);
+        let slot = self.slot_mut(old.worker.slot)?;
+        slot.recycling = old.replaced.and_then(|(_, recycling)| recycling);
+        slot.proven = old.life.generation;
+        slot.current = old.life;
+        slot.current.beat(now);
+        let Self { reload, slots, .. } = self;
+        if let Some(reload) = reload {
+            let works = |slot: &Slot| slot.current.is_ready() && slot.current.generation == reload.generation;
+            reload.is_proven &= slots.iter().any(works);
+        }
+        Some(old.worker)
+    }
+
     /// Decides who comes after the worker of a slot that is gone, and when.
     fn vacate(&mut self, now: Duration, number: u32, success: bool) -> Next {
+        let worker = self.slot_mut(number).map(|slot| slot.current.worker);
+        if let Some(old) = worker.and_then(|worker| self.take_back(now, worker)) {
+            return Next::Old(old);
+        }
         let is_restarted = self.is_restarted(success);
         let Some(generation) = self.restarts_with(number) else { return Next::Nobody };
         let Some((slot, random, settings)) = self.slot_of(number) else { return Next::Nobody };
@@ -302,12 +325,11 @@ impl Supervisor {
         let delay = self.settings.replacement.kill_old_delay;
         let Some(slot) = self.slot_mut(number) else { return };
         let Some(successor) = slot.successor.take() else { return };
-        slot.recycling = None;
-        let worker = successor.worker;
+        let (worker, recycling) = (successor.worker, slot.recycling.take());
         let old = std::mem::replace(&mut slot.current, successor);
         if old.has_process() {
             effects.push(Effect::Report(Report::TookOver(worker, old.worker)));
-            self.leaving.push(Leaving::working(now + delay, (old.worker, old.generation)));
+            self.leaving.push(Leaving::working(now + delay, old).replaced_by(worker, recycling));
         } else {
             effects.push(Effect::Report(Report::Ready(worker)));
         }
@@ -334,7 +356,7 @@ impl Supervisor {
     fn give_up_on_successor(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
         let Some(life) = self.slot_mut(number).and_then(|slot| slot.successor.take()) else { return };
         let who = (life.worker, life.generation);
-        self.leaving.push(Leaving::told(now, who, Manner::Stop, &self.settings, effects));
+        self.leaving.push(Leaving::told(now, life, Manner::Stop, &self.settings, effects));
         let failure = Failure::NotReady(self.settings.ready_timeout);
         self.life_failed(now, who, true, failure, effects);
     }
@@ -349,8 +371,11 @@ impl Supervisor {
             (Report::NotReady(life.worker, self.settings.ready_timeout), Manner::Stop)
         };
         effects.push(Effect::Report(report));
-        self.leaving.push(Leaving::told(now, who, manner, &self.settings, effects));
+        self.leaving.push(Leaving::told(now, life.clone(), manner, &self.settings, effects));
         let next = self.vacate(now, number, false);
+        if let Next::Old(_) = next {
+            return self.life_failed(now, who, true, Failure::Silent, effects);
+        }
         if life.is_ready() {
             return;
         }

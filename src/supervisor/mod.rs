@@ -144,7 +144,8 @@ impl Supervisor {
         let in_slots = self.slots.iter().flat_map(Slot::lives).filter(|life| life.has_process());
         let in_slots = in_slots.map(|life| (life.generation, life.worker));
         let leaving = self.leaving.iter().filter(|leaving| !leaving.is_orphaned);
-        let mut all: Vec<_> = in_slots.chain(leaving.map(|leaving| (leaving.generation, leaving.worker))).collect();
+        let mut all: Vec<_> =
+            in_slots.chain(leaving.map(|leaving| (leaving.life.generation, leaving.worker))).collect();
         all.sort_unstable();
         all
     }
@@ -261,8 +262,7 @@ impl Supervisor {
         }
         for slot in slots {
             for life in slot.lives().filter(|life| life.has_process()) {
-                let who = (life.worker, life.generation);
-                leaving.push(Leaving::told(now, who, Manner::Stop, settings, effects));
+                leaving.push(Leaving::told(now, life.clone(), Manner::Stop, settings, effects));
             }
             slot.successor = None;
             slot.current.state = State::Ended;

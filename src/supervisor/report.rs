@@ -45,6 +45,8 @@ pub enum Next {
     After(Duration),
     /// The one that is starting already in its place.
     Successor,
+    /// The one that it has replaced and that was not told to stop yet.
+    Old(WorkerId),
     /// Nobody: `--restart` says so.
     Nobody,
     /// panzer stops everything.
@@ -229,7 +231,7 @@ impl Report {
     /// The other worker that it is about.
     #[must_use]
     pub fn other_worker(&self) -> Option<WorkerId> {
-        if let Self::TookOver(_, old) = self { Some(*old) } else { None }
+        if let Self::TookOver(_, old) | Self::Ended { next: Next::Old(old), .. } = self { Some(*old) } else { None }
     }
 
     /// The line's words. `who` is what to call the worker that it is about: `worker 2 (pid 431)`; `other` the process of
@@ -247,6 +249,7 @@ impl Report {
                     format!("{}; trying again for worker {} in {}", why.error, w.slot, Rounded(*delay))
                 }
                 Next::Successor => format!("{}; a new worker {} is starting already", why.error, w.slot),
+                Next::Old(_) => format!("{}; {other} goes on", why.error),
                 Next::Nobody => format!("{}; worker {} is not started again", why.error, w.slot),
                 Next::Stop(_) => why.error.clone(),
             },
@@ -254,6 +257,7 @@ impl Report {
                 Next::Now => format!("{who} {end}; starting a new one"),
                 Next::After(delay) => format!("{who} {end}; starting a new one in {}", Rounded(*delay)),
                 Next::Successor => format!("{who} {end}; a new one is starting already"),
+                Next::Old(_) => format!("{who} {end}; {other} goes on"),
                 Next::Nobody => format!("{who} {end}; it is not started again"),
                 Next::Stop(_) => format!("{who} {end}"),
             },
@@ -330,6 +334,7 @@ impl Failure {
             Self::Ended(End::CannotRun(why)) => why.error.clone(),
             Self::Ended(end) => format!("{who} {end}"),
             Self::NotReady(limit) => format!("{who} was not ready within {}", Rounded(*limit)),
+            Self::Silent => format!("{who} was silent"),
         }
     }
 }

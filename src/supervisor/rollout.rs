@@ -45,6 +45,8 @@ pub enum Failure {
     Ended(End),
     /// It had not proved itself within this time.
     NotReady(Duration),
+    /// It was ready, and then not heard of.
+    Silent,
 }
 
 /// A reload.
@@ -88,6 +90,7 @@ impl Supervisor {
         effects.push(Effect::Report(Report::Reloading(signal, self.count_running(), generation)));
         let mut in_use = vec![self.generation];
         in_use.extend(self.slots.iter().flat_map(|slot| [slot.current.generation, slot.proven]));
+        in_use.extend(self.leaving.iter().map(|leaving| leaving.life.generation));
         effects.push(Effect::LoadGeneration(generation, in_use));
     }
 
@@ -117,8 +120,7 @@ impl Supervisor {
         let Self { slots, leaving, settings, .. } = self;
         for slot in slots {
             if let Some(life) = slot.successor.take_if(|life| life.generation == generation) {
-                let who = (life.worker, life.generation);
-                leaving.push(Leaving::told(now, who, Manner::Stop, settings, effects));
+                leaving.push(Leaving::told(now, life, Manner::Stop, settings, effects));
             }
         }
     }
@@ -251,8 +253,9 @@ impl Supervisor {
     fn finish_reload(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let Some(reload) = self.reload.as_ref().filter(|reload| reload.is_loaded) else { return };
         let generation = reload.generation;
+        let is_final = |worker| !self.leaving.iter().any(|leaving| leaving.can_return_for(worker));
         let is_done = |slot: &Slot| {
-            (slot.current.generation == generation && slot.current.is_ready())
+            (slot.current.generation == generation && slot.current.is_ready() && is_final(slot.current.worker))
                 || (slot.has_ended() && slot.successor.is_none())
         };
         if self.wanted_slots().all(is_done) {
@@ -297,12 +300,11 @@ impl Supervisor {
         let Some(slot) = usize::try_from(number).ok().and_then(|number| slots.get_mut(number)) else { return };
         slot.recycling = None;
         if let Some(life) = slot.successor.take() {
-            let who = (life.worker, life.generation);
-            leaving.push(Leaving::told(now, who, Manner::Stop, settings, effects));
+            leaving.push(Leaving::told(now, life, Manner::Stop, settings, effects));
         }
         let life = &mut slot.current;
         if life.has_process() {
-            leaving.push(Leaving::working(now, (life.worker, life.generation)));
+            leaving.push(Leaving::working(now, life.clone()));
         }
         life.state = State::Ended;
     }

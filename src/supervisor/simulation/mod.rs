@@ -387,6 +387,15 @@ impl World {
                 self.replaced = had_it.collect::<Vec<_>>().into_iter().chain(self.replaced.clone()).collect();
                 self.vacant_since.retain(|slot, _| slot < count);
             }
+            Report::Ended { worker, next: Next::Old(old), .. } => {
+                self.vacant_since.remove(&worker.slot);
+                self.replaced.remove(old);
+                let beat_by = self.settings.watchdog.map(|interval| self.now + interval);
+                if let Some(process) = self.processes.get_mut(old).filter(|process| process.is_ready) {
+                    process.beat_by = beat_by;
+                }
+                *self.tally.entry("old_goes_on").or_insert(0) += 1;
+            }
             Report::Ended { worker, next: Next::Successor, .. } => drop(self.vacant_since.remove(&worker.slot)),
             // A stop that nobody has ordered: a fatal exit, the crash limit.
             Report::GivingUp(..) => drop(self.stop_told.get_or_insert(self.now)),
@@ -807,6 +816,7 @@ fn simulation_of_the_supervisor() {
         "signal_unavailable",
         "finished",
         "queue_held",
+        "old_goes_on",
         "successor",
         "worker_replaced",
         "worker_not_ready",
