@@ -415,7 +415,10 @@ exec sleep 100000";
     wait_ready(&service, 0, 1);
     let first = life(&service, 0);
     let slow = life(&service, 1);
-    service.wait_line(&format!("panzer: worker 1 (pid {}) was not ready within 3s; stopping it\n", slow.pid));
+    service.wait_line(&format!(
+        "panzer: worker 1 (pid {}) was not ready within 3s (it did not say so); stopping it, ",
+        slow.pid
+    ));
     service.running.wait_replaced(1, slow.pid);
     service.touch("go");
     wait_ready(&service, 1, 1);
@@ -428,7 +431,12 @@ fn lives_that_are_never_ready_in_time_count_for_the_crash_limit() {
     for ready in ["notify", "fd", "bind"] {
         let options = format!("-n 1 --ready {ready} --ready-timeout 300ms --crash-limit 3 --backoff 0:0");
         let output = panzer(&options, &["sleep", "100000"]).run();
-        assert_eq!(output.stderr.matches(" was not ready within 300ms; stopping it\n").count(), 3, "{}", output.stderr);
+        assert_eq!(
+            output.stderr.matches(" was not ready within 300ms (it did not say so); stopping it").count(),
+            3,
+            "{}",
+            output.stderr
+        );
         assert!(output.stderr.contains("giving up: 3 workers in a row"), "{}", output.stderr);
         assert_eq!(shell_status(output.status), 125, "none of them ended by itself: {}", output.stderr);
     }
@@ -441,7 +449,7 @@ fn a_worker_that_is_late_and_deaf_is_stopped_by_the_whole_schedule() {
         Service::start("-n 1 --ready fd --ready-timeout 3s --stop USR1/1/KILL --backoff 0:0 --crash-limit 0", script);
     let late = life(&service, 0);
     wait_until("it records", || service.scratch.path(&format!("report.{}", late.pid)).exists());
-    service.wait_line("was not ready within 3s; stopping it");
+    service.wait_line("was not ready within 3s (it did not say so); stopping it, starting a new one");
     service.running.wait_replaced(0, late.pid);
     wait_until("it is gone", || !late.is_alive());
     let record = recorded(&service.scratch.path(&format!("record.{}", late.pid)));
@@ -478,7 +486,10 @@ fn a_shell_script_can_beat_and_one_that_does_not_is_replaced() {
 while :; do echo >&$PANZER_HEARTBEAT_FD; sleep 0.1; done";
     let service = Service::start("-n 2 --ready exec --watchdog 3s --backoff 0:0", script);
     let [beating, mute] = service.running.wait_generation(1, 2)[..] else { panic!("two lives") };
-    service.wait_line(&format!("panzer: worker 1 (pid {}) was silent for 3s; sent SIGABRT\n", mute.pid));
+    service.wait_line(&format!(
+        "panzer: worker 1 (pid {}) was silent for 3s; sent SIGABRT, starting a new one\n",
+        mute.pid
+    ));
     service.running.wait_replaced(1, mute.pid);
     wait_until("the next one as well", || silent(&service, 1) >= 2);
     wait_until("it is gone", || !mute.is_alive());
@@ -520,7 +531,10 @@ fn a_worker_that_is_stopped_is_silent_and_is_replaced() {
     service.wait_line("the worker is ready");
     let frozen = life(&service, 0);
     process::send_signal(frozen.pid, libc::SIGSTOP);
-    service.wait_line(&format!("panzer: worker 0 (pid {}) was silent for 3s; sent SIGABRT\n", frozen.pid));
+    service.wait_line(&format!(
+        "panzer: worker 0 (pid {}) was silent for 3s; sent SIGABRT, starting a new one\n",
+        frozen.pid
+    ));
     service.running.wait_replaced(0, frozen.pid);
     wait_until("it is gone", || !frozen.is_alive());
     assert_eq!(silent(&service, 0), 1);
@@ -558,7 +572,7 @@ mkdir $DIR/once 2>/dev/null && exec $PROBE - notify=READY=1 {words} sleep >/dev/
 exec $PROBE - notify=READY=1 sleep >/dev/null"
         );
         let service = Service::start("-n 1 --ready notify --watchdog 1h --backoff 0:0", &script);
-        service.wait_line("; sent SIGABRT\n");
+        service.wait_line("; sent SIGABRT, starting a new one\n");
         let next = wait_for("there is a next one", || service.lines("pids").get(1)?.parse().ok());
         holds_for(WATCH, "it is left alone", || process::alive(next));
         assert_eq!(service.running.count_lines(&["sent SIGABRT"]), 1, "{words}");

@@ -84,7 +84,7 @@ fn a_worker_that_uses_too_much_memory_is_replaced_and_no_other_one() {
         service.running.wait_replaced(1, big);
         wait_until("it is gone", || !process::alive(big));
         assert_eq!(service.running.wait_generation(1, 2)[0].pid, small);
-        assert_eq!(service.running.count_lines(&[" uses ", " MB; replacing it"]), 1);
+        assert_eq!(service.running.count_lines(&[" uses ", " MiB; replacing it"]), 1);
         service.end();
         assert_eq!(service.running.leftovers(), [0; 0]);
     }

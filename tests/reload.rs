@@ -273,7 +273,7 @@ fn while_the_old_worker_works_on_it_has_its_slot_again_when_the_new_one_dies() {
     for generation in [2, 3] {
         service.running.signal(libc::SIGHUP);
         let both = service.running.wait_places(&[(1, 0), (1, 1), (generation, 0)]);
-        service.wait_line(&format!("worker 0 (pid {}) is ready; stopping pid {}", both[2].pid, both[0].pid));
+        service.wait_line(&format!("worker 0 (pid {}) is ready; pid {} is to stop in 1h", both[2].pid, both[0].pid));
         service.running.settle();
         process::send_signal(both[2].pid, libc::SIGKILL);
         service.wait_line(&format!("worker 0 (pid {}) was killed by SIGKILL; pid {} goes on", both[2].pid, old[0].pid));
@@ -436,7 +436,7 @@ exec $PROBE - ready until=15 touch=$DIR/told until=15 exit=0 >/dev/null";
         let service = Service::start(&format!("-n 1 --ready fd --stop TERM/1/TERM/20/KILL {options}"), script);
         service.wait_line("the worker is ready");
         service.running.signal(libc::SIGHUP);
-        service.wait_line("is ready; stopping pid");
+        service.wait_line(") is ready; ");
         service.running.wait_places(&[(1, 0), (2, 0)]);
         if options.contains("--reload-stop") {
             wait_until("it is told", || service.scratch.path("told").exists());

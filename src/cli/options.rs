@@ -195,7 +195,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "workers that bind the same port or path share a listener; auto goes on where the kernel refuses, on does not, off never shares",
+        summary: "workers that bind the same port share it; a UNIX path too; auto goes on where the kernel refuses, on does not, off never shares",
         default: "auto",
     },
     Opt {
@@ -224,18 +224,18 @@ pub static OPTIONS: &[Opt] = &[
         }),
         needs_workers: true,
         summary: "when a worker counts as ready; exec (its program runs), delay:T (it has run for so long), bind (it listens on a shared port), notify (READY=1, sd_notify) or fd (a newline on PANZER_READY_FD)",
-        default: "bind where a port is shared, else (in a slot's first life) delay:1s",
+        default: "bind where a port is shared, delay:1s in a slot that has never listened",
     },
     Opt {
         group: LIFECYCLE,
         short: None,
         long: "ready-timeout",
         takes: Takes::One("T", |config, value| {
-            config.ready_timeout = values::duration(text(value)?)?;
+            config.ready_timeout = interval(text(value)?)?;
             Ok(())
         }),
         needs_workers: true,
-        summary: "time in which a worker must get ready; one that does not is stopped and replaced",
+        summary: "time in which a worker must get ready; else it is stopped and replaced",
         default: "60s",
     },
     Opt {
@@ -288,7 +288,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "give up after N worker deaths if no worker was ever ready; 0 is never",
+        summary: "give up after N failures (if no worker was ever ready); 0: never give up",
         default: "5",
     },
     Opt {
@@ -324,7 +324,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "signals to stop one worker with while the others go on (reload, recycling, fewer workers)",
+        summary: "signals to stop a worker with that is replaced; or that is one too many",
         default: "as --stop",
     },
     Opt {
@@ -336,7 +336,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "end a reload when new workers have failed N times before they were ready, and keep the old ones; 0 is never",
+        summary: "failed tries that end a reload; the old workers stay then; 0: try without end",
         default: "1",
     },
     Opt {
@@ -348,7 +348,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "how many processes there may be at once beyond one for each worker while workers are replaced",
+        summary: "so many more processes while workers are replaced; an old one counts until it is gone",
         default: "1",
     },
     Opt {
@@ -360,7 +360,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "how long an old worker goes on after the new one is ready",
+        summary: "how long a replaced worker goes on; if the new one ends before that, the old one stays",
         default: "0s",
     },
     Opt {
@@ -372,7 +372,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "replace a worker that has been ready for T, and up to JITTER more, as in a reload",
+        summary: "replace a worker after T; counted from ready, with up to JITTER more, drawn once for each life",
         default: "",
     },
     Opt {
@@ -384,7 +384,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "replace a worker whose process group uses more memory than SIZE (512M, 1G), as in a reload",
+        summary: "replace a worker that uses more memory; SIZE is 512M or 1G, for its process group",
         default: "",
     },
     Opt {
@@ -396,7 +396,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "a ready worker must send WATCHDOG=1 (sd_notify) or a byte to PANZER_HEARTBEAT_FD every T; else it gets ABRT and is replaced",
+        summary: "a worker must beat every T; WATCHDOG=1 (sd_notify) or a byte to PANZER_HEARTBEAT_FD; else it gets ABRT and is replaced",
         default: "",
     },
     Opt {
@@ -408,7 +408,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "time after TERM for processes that remain at the end; no wait when none remain",
+        summary: "time after TERM for what remains at the end; no wait when nothing remains",
         default: "2s",
     },
     Opt {
@@ -472,7 +472,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "write panzer's pid to PATH, and refuse to start where another panzer has it",
+        summary: "write panzer's pid to PATH; refuse to start where another panzer has it",
         default: "",
     },
     Opt {
@@ -484,7 +484,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "write GENERATION:PID of each worker to PATH, a line each",
+        summary: "write GENERATION:PID of each worker; to PATH, a line each",
         default: "",
     },
     Opt {
@@ -574,7 +574,7 @@ fn age(text: &str) -> Read<Age> {
 /// A duration that is not nothing.
 fn interval(text: &str) -> Read<Duration> {
     let interval = values::duration(text)?;
-    if interval.is_zero() { Err(format!("\"{text}\" is no time at all")) } else { Ok(interval) }
+    if interval.is_zero() { Err("it must be longer than 0".to_owned()) } else { Ok(interval) }
 }
 
 /// panzer works in `/`, so a path is taken from where it was started.

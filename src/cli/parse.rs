@@ -63,7 +63,7 @@ pub fn parse(
     }
     // A variable may be set for a whole image; what is typed must mean something.
     if let (None, None, Some(option)) = (config.workers, config.show, useless.next()) {
-        return Err(Error::new(format!("use --{}", option.long), "it is about workers and needs -n"));
+        return Err(Error::new(format!("use --{}", option.long), "it needs -n"));
     }
     if config.command.is_empty() && config.show.is_none() {
         return Err(Error::new("start", "no command given; see panzer -h"));
@@ -168,7 +168,7 @@ mod tests {
             (&["--linger", "2x", "x"], "cannot use --linger 2x: \"2x\" is not a duration (write 500ms, 10s, 5m or 1h)"),
             (&["--stop", "TERM/x", "y"], "cannot use --stop TERM/x: \"x\" is not a whole number of seconds"),
             (&["--on", "KILL=stop", "y"], "cannot use --on KILL=stop: SIGKILL cannot be given another action"),
-            (&["--restart", "never", "y"], "cannot use --restart: it is about workers and needs -n"),
+            (&["--restart", "never", "y"], "cannot use --restart: it needs -n"),
             (&["--backoff", "2s:1s", "y"], "cannot use --backoff 2s:1s: MIN is longer than MAX"),
         ] {
             match read(arguments) {

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use super::{cpus, listen, prepare};
+use super::{cpus, listen, prepare, state_files};
 use crate::config::{Config, SharePorts, Workers};
 use crate::error::Error;
 use crate::supervisor::stop::Schedule;
+use crate::supervisor::worker::Ready;
 
 /// Checks what a start would need and describes it, a line each.
 ///
@@ -24,7 +25,8 @@ pub fn check(config: &Config) -> Result<String, Error> {
         Some(Workers::Count(count)) => drop(writeln!(out, "  workers: {count}")),
         Some(Workers::Auto) => drop(writeln!(out, "  workers: {} (auto)", cpus::usable())),
     }
-    let count = prepare::check_sharing(config)?.count();
+    prepare::check_contradictions(config)?;
+    let count = prepare::queues(config)?.count();
     if config.workers.is_some() {
         let shares = match config.share_ports {
             SharePorts::Auto => "shared where the kernel lets panzer see to it",
@@ -53,5 +55,34 @@ pub fn check(config: &Config) -> Result<String, Error> {
     } else {
         let _ = writeln!(out, "  stop: {}", Schedule::or_standard(config.stop.as_ref()));
     }
+    if config.workers.is_some() {
+        describe_replacement(config, &mut out)?;
+    }
     Ok(out)
+}
+
+/// When a worker is ready and replaced, and who can read of it.
+fn describe_replacement(config: &Config, out: &mut String) -> Result<(), Error> {
+    let ready = match config.ready {
+        Ready::Exec => "when executed".to_owned(),
+        Ready::Delay(delay) => format!("after {delay:?}"),
+        Ready::Bind => "when it listens".to_owned(),
+        Ready::BindOrDelay(delay) => format!("when it listens, or after {delay:?}"),
+        Ready::Notify => "when it sends READY=1".to_owned(),
+        Ready::Descriptor => "when it writes a newline to PANZER_READY_FD".to_owned(),
+    };
+    let _ = writeln!(out, "  ready: {ready}; within {:?}", config.ready_timeout);
+    if let Some(schedule) = &config.reload_stop {
+        let _ = writeln!(out, "  stop in a reload: {schedule}");
+    }
+    if let Some(path) = &config.pid_file {
+        state_files::lock_present(path)?;
+        state_files::check("--pid-file", path)?;
+        let _ = writeln!(out, "  pid file: {}", path.display());
+    }
+    if let Some(path) = &config.status_file {
+        state_files::check("--status-file", path)?;
+        let _ = writeln!(out, "  status file: {}", path.display());
+    }
+    Ok(())
 }

@@ -17,6 +17,9 @@ use crate::supervisor::Generation;
 /// own in this one's place, see [`listen_pid`].
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
+/// Room for a pid and the string's end.
+const LISTEN_PID_LENGTH: usize = LISTEN_PID.len() + 11;
+
 /// The worker's slot, how many there are, and where it can tell of itself.
 const OF_ONE_WORKER: [&str; 3] = ["PANZER_WORKER_ID", "PANZER_WORKER_COUNT", "NOTIFY_SOCKET"];
 
@@ -25,12 +28,11 @@ const PARENT: &str = "PANZER_PARENT_FD";
 const READY: &str = "PANZER_READY_FD";
 const HEARTBEAT: &str = "PANZER_HEARTBEAT_FD";
 
-/// Room for a pid and the string's end.
-const LISTEN_PID_LENGTH: usize = LISTEN_PID.len() + 11;
-
-/// Variables of a listening convention, and of one worker: never passed on from outside.
+/// Variables of a listening convention: never passed on from outside where panzer has listeners or workers of its own.
 const OF_LISTENERS: [&str; 5] =
     ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "SERVER_STARTER_PORT", "SERVER_STARTER_GENERATION"];
+
+/// What panzer's own supervisor tells panzer: never passed on to workers.
 const OF_A_SUPERVISOR: [&str; 5] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", READY, HEARTBEAT];
 
 /// What the environment of every generation is made from.

@@ -25,7 +25,7 @@ use super::{cpus, env_dir, log::Log, processes, terminal};
 use crate::config::{Balance, Config, MOST_WORKERS, SharePorts, Workers};
 use crate::error::{Error, Status, Typed, cause};
 use crate::signals::Signal;
-use crate::supervisor::actions::Actions;
+use crate::supervisor::actions::{Action, Actions};
 use crate::supervisor::report::Level;
 use crate::supervisor::stop::Schedule;
 use crate::supervisor::worker::Ready;
@@ -112,7 +112,8 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     let descriptor_limit = config.workers.and_then(|_| raise_descriptor_limit());
     let checked = check_command(config)?;
     let workers = count_workers(config);
-    let queues = check_sharing(config)?;
+    check_contradictions(config)?;
+    let queues = queues(config)?;
     let listeners = open_listeners(config, inherited, queues)?;
     let is_first = rustix::process::getpid().is_init();
     if !is_first {
@@ -127,8 +128,10 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     let ports = ports.map_err(|error| system("watch for events", error))?;
     let launcher =
         Launcher { filter, descriptor_limit, ..launcher(config, workers, listeners, checked, guard.as_ref())? };
-    let pid_file = config.pid_file.as_deref().map(PidFile::take).transpose()?;
-    let status_file = config.status_file.as_deref().map(StatusFile::new).transpose()?;
+    // As variables they may be set for a whole image; without workers there is nothing to say there.
+    let file = |path: &'_ Option<PathBuf>| path.clone().filter(|_| supervised);
+    let pid_file = file(&config.pid_file).as_deref().map(PidFile::take).transpose()?;
+    let status_file = file(&config.status_file).as_deref().map(StatusFile::new).transpose()?;
     Running::new(Prepared { decider, launcher, guard, ports, status_file, _pid_file: pid_file, log })
         .map_err(|error| Error::new("watch for events", cause(&error)))
 }
@@ -141,14 +144,29 @@ pub(super) fn count_workers(config: &Config) -> Option<u32> {
     })
 }
 
+/// Whether what is asked for can be done together.
+///
+/// # Errors
+/// What cannot.
+pub(super) fn check_contradictions(config: &Config) -> Result<(), Error> {
+    let needs_workers = |(_, action): &&(Signal, Action)| {
+        matches!(action, Action::Reload | Action::ScaleUp | Action::ScaleDown | Action::Upgrade)
+    };
+    if config.workers.is_none() {
+        let Some((signal, _)) = config.on.iter().find(needs_workers) else { return Ok(()) };
+        return Err(Error::new(format!("use --on for {signal}"), "what it is to do needs -n"));
+    }
+    if config.share_ports == SharePorts::Off && config.ready == Ready::Bind {
+        return Err(Error::new("use --ready bind", "nobody sees a bind with --share-ports off"));
+    }
+    Ok(())
+}
+
 /// How many queues each port has.
 ///
 /// # Errors
-/// What is asked for contradicts itself, or is more than the kernel can do.
-pub(super) fn check_sharing(config: &Config) -> Result<Queues, Error> {
-    if config.workers.is_some() && config.share_ports == SharePorts::Off && config.ready == Ready::Bind {
-        return Err(Error::new("use --ready bind", "nobody sees a bind with --share-ports off"));
-    }
+/// More are asked for than the kernel can do.
+pub(super) fn queues(config: &Config) -> Result<Queues, Error> {
     let queues = match (config.balance, count_workers(config)) {
         (Balance::Shared, _) | (Balance::PerWorker, None) => Queues::One,
         (Balance::PerWorker, Some(workers)) => Queues::PerSlot(workers),

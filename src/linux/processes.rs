@@ -1,6 +1,7 @@
 //! Which processes there are, from `/proc`: whose child each is, and in which group.
 //!
-//! Used only where panzer or its guard clears up; while workers run nothing here is called.
+//! Read where panzer or its guard clears up, where memory is measured, and where a worker tells of another process: never
+//! just because workers run.
 
 use std::fs;
 

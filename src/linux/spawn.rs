@@ -16,7 +16,6 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
-
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::environment::{self, EnvironmentSource, OfGeneration};

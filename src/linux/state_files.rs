@@ -29,28 +29,52 @@ impl PidFile {
     /// # Errors
     /// A living one has it, or it cannot be written.
     pub(super) fn take(path: &Path) -> Result<Self, Error> {
-        let refuse = |words: String| Error::new(format!("write --pid-file {}", path.display()), words);
-        let failed = |error: IoError| refuse(cause(&error));
+        let refuse = |error: IoError| Error::new(action(path), cause(&error));
         // Whoever holds the lock of what is at the path may replace it, and nobody else.
-        let _held = loop {
-            let Some(found) = open_existing(path).map_err(failed)? else { break None };
-            match flock(&found, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) => {
-                    let text = fs::read_to_string(path).unwrap_or_default();
-                    let pid =
-                        text.trim().parse::<u32>().map_or("another panzer".to_owned(), |pid| format!("pid {pid}"));
-                    return Err(refuse(format!("{pid} is running with it")));
-                }
-                // There are file systems that know no locks.
-                Err(_) => break Some(found),
-                Ok(()) if is_at(&found, path) => break Some(found),
-                // Somebody has replaced it in the meantime.
-                Ok(()) => {}
-            }
-        };
-        let (file, own) = write(path, &format!("{}\n", std::process::id())).map_err(failed)?;
+        let _held = lock_present(path)?;
+        let (file, own) = write(path, &format!("{}\n", std::process::id())).map_err(refuse)?;
         Ok(Self { _file: file, _path: own })
     }
+}
+
+fn action(path: &Path) -> String {
+    format!("use --pid-file {}", path.display())
+}
+
+/// Locks what is at the path, which a dead panzer has left there.
+///
+/// # Errors
+/// A living one has it, or it cannot be looked at.
+pub(super) fn lock_present(path: &Path) -> Result<Option<File>, Error> {
+    loop {
+        let found = open_existing(path).map_err(|error| Error::new(action(path), cause(&error)))?;
+        let Some(found) = found else { return Ok(None) };
+        match flock(&found, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                let text = fs::read_to_string(path).unwrap_or_default();
+                let who = text
+                    .trim_ascii()
+                    .parse::<u32>()
+                    .map_or("another panzer".to_owned(), |pid| format!("panzer with pid {pid}"));
+                return Err(Error::new(action(path), format!("{who} has it")));
+            }
+            // There are file systems that know no locks.
+            Err(_) => return Ok(Some(found)),
+            Ok(()) if is_at(&found, path) => return Ok(Some(found)),
+            // Somebody has replaced it in the meantime.
+            Ok(()) => {}
+        }
+    }
+}
+
+/// Whether a file can be made at this path.
+///
+/// # Errors
+/// It cannot.
+pub(super) fn check(option: &str, path: &Path) -> Result<(), Error> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    rustix::fs::access(directory, rustix::fs::Access::WRITE_OK)
+        .map_err(|error| Error::new(format!("use {option} {}", path.display()), cause(&error.into())))
 }
 
 /// The file that says which workers there are.

@@ -10,7 +10,7 @@ use super::report::{Next, Reason, Report};
 use super::restart::{GOOD_LIFE, Random, Restart};
 use super::rollout::{Failure, Recycling, Why};
 use super::settings::Settings;
-use super::worker::{Life, Proof, Ready, Slot, State};
+use super::worker::{Due, Life, Proof, Purpose, Ready, Slot, State};
 use super::{Effect, End, NotRun, Phase, Reached, Supervisor, WorkerId};
 use crate::error::Status;
 
@@ -45,7 +45,8 @@ impl Supervisor {
         let Some(generation) = self.restarts_with(number) else { return };
         let Some(slot) = self.slot_mut(number) else { return };
         let worker = slot.next_life();
-        slot.current = Life::new(worker, generation, State::Starting { proof: Proof::Execution, by });
+        let state = State::Starting { proof: Proof::Execution, by };
+        slot.current = Life::new(worker, generation, Purpose::Vacancy, state);
         effects.push(Effect::Spawn { worker, generation, workers });
         self.earliest_start = now + self.settings.stagger;
     }
@@ -57,8 +58,8 @@ impl Supervisor {
         // Not the worker's fault, so the crash limit does not count it; the delay grows all the same.
         slot.failures += 1;
         let delay = settings.backoff.delay(slot.failures.max(2), random).max(SHORTEST_RETRY);
-        if slot.successor.take_if(|life| life.worker == worker).is_some() {
-            self.put_off(worker, now + delay);
+        if let Some(life) = slot.successor.take_if(|life| life.worker == worker) {
+            self.put_off(&life, now + delay);
         } else {
             slot.current.state = State::Waiting { until: now + delay };
         }
@@ -73,14 +74,13 @@ impl Supervisor {
             return;
         };
         *proof = match settings.ready {
-            Ready::Exec => Proof::Age(now),
+            Ready::Exec => Proof::Shown,
             Ready::Delay(delay) => Proof::Age(now + delay),
             Ready::BindOrDelay(delay) if !has_listened => Proof::Age(now + delay),
             Ready::Bind | Ready::BindOrDelay(_) => Proof::Listening,
             Ready::Notify | Ready::Descriptor => Proof::Word,
         };
-        let report = if worker.life == 1 { Report::Started } else { Report::Replaced };
-        effects.push(Effect::Report(report(worker)));
+        effects.push(Effect::Report(Report::Started(worker)));
         self.reached = self.reached.max(Reached::Executed);
     }
 
@@ -90,7 +90,7 @@ impl Supervisor {
         let Some((slot, _, settings)) = self.living(worker) else { return };
         slot.has_listened = true;
         if let Ready::Bind | Ready::BindOrDelay(_) = settings.ready {
-            slot.life_of(worker).into_iter().for_each(|life| life.prove(now));
+            slot.life_of(worker).into_iter().for_each(|life| life.prove());
         }
     }
 
@@ -107,7 +107,7 @@ impl Supervisor {
         let Some((slot, _, settings)) = self.living(worker) else { return };
         let Some(life) = slot.life_of(worker) else { return };
         match notice {
-            Notice::Ready if matches!(settings.ready, Ready::Notify | Ready::Descriptor) => life.prove(now),
+            Notice::Ready if matches!(settings.ready, Ready::Notify | Ready::Descriptor) => life.prove(),
             Notice::Ready => {}
             Notice::Stopping => {
                 life.is_stopping = true;
@@ -164,8 +164,7 @@ impl Supervisor {
         let Some((slot, ..)) = self.living(worker) else { return };
         if let Some(life) = slot.successor.take_if(|life| life.worker == worker) {
             self.orphan_group(now, &life, group_left, effects);
-            let who = (worker, life.generation);
-            return self.life_failed(now, who, true, Failure::Ended(end), effects);
+            return self.life_failed(now, &life, Failure::Ended(end), effects);
         }
         let life = slot.current.clone();
         let status = end.status();
@@ -188,9 +187,8 @@ impl Supervisor {
             self.stop_all(now, Some(status), effects);
             return;
         }
-        let is_old_back = matches!(next, Next::Old(_));
-        if !life.is_ready() || is_old_back {
-            self.life_failed(now, (worker, life.generation), is_old_back, Failure::Ended(end), effects);
+        if !life.is_ready() || matches!(next, Next::Old(_)) {
+            self.life_failed(now, &life, Failure::Ended(end), effects);
         }
     }
 
@@ -262,7 +260,6 @@ impl Supervisor {
             State::Ready { since } => now.saturating_sub(since),
             State::Starting { .. } | State::Waiting { .. } | State::Ended => Duration::ZERO,
         };
-        slot.recycling = None;
         if ready_for >= GOOD_LIFE {
             slot.failures = 0;
         }
@@ -283,39 +280,28 @@ impl Supervisor {
 
     /// Does what is due for the lives of a slot.
     pub(super) fn advance_slot(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
-        let Some(slot) = self.slot_mut(number) else { return };
-        if let Some(Life { state: State::Starting { proof, by }, .. }) = slot.successor {
-            match proof {
-                Proof::Age(at) if at <= now => self.take_over(now, number, effects),
-                Proof::Age(_) => {}
-                Proof::Execution | Proof::Listening | Proof::Word if by <= now => {
-                    self.give_up_on_successor(now, number, effects)
-                }
-                Proof::Execution | Proof::Listening | Proof::Word => {}
-            }
+        match self.slot_mut(number).and_then(|slot| slot.successor.as_ref()?.due(now)) {
+            Some(Due::Ready) => self.take_over(now, number, effects),
+            Some(Due::TooLate) => self.give_up_on_successor(now, number, effects),
+            Some(Due::Start | Due::Silent | Due::TooOld(_)) | None => {}
         }
         let Some(slot) = self.slot_mut(number) else { return };
-        match slot.current.state {
-            State::Starting { proof: Proof::Age(at), .. } => {
-                if at <= now {
-                    let worker = slot.current.worker;
-                    effects.push(Effect::Report(Report::Ready(worker)));
-                    self.became_ready(now, number);
-                }
+        match slot.current.due(now) {
+            Some(Due::Ready) => {
+                effects.push(Effect::Report(Report::Ready(slot.current.worker)));
+                self.became_ready(now, number);
             }
-            State::Starting { by, .. } if by <= now => self.give_up_on_current(now, number, effects),
-            State::Ready { .. } if slot.current.beat_by.is_some_and(|by| by <= now) => {
-                self.give_up_on_current(now, number, effects);
-            }
-            State::Ready { since } if slot.current.retire_at.is_some_and(|at| at <= now) => {
+            Some(Due::TooLate) => self.give_up_on_late(now, number, effects),
+            Some(Due::Silent) => self.give_up_on_silent(now, number, effects),
+            Some(Due::TooOld(age)) => {
                 slot.current.retire_at = None;
-                slot.recycling.get_or_insert(Recycling::new(Why::Age(now.saturating_sub(since))));
+                slot.recycling.get_or_insert(Recycling::new(Why::Age(age)));
             }
-            State::Waiting { .. } | State::Starting { .. } | State::Ready { .. } | State::Ended => {}
+            Some(Due::Start) | None => {}
         }
         // Last, since the others may have made it due.
-        let is_due = |slot: &Slot| matches!(slot.current.state, State::Waiting { until } if until <= now);
-        if self.is_running() && self.earliest_start <= now && self.slot_mut(number).is_some_and(|slot| is_due(slot)) {
+        let is_due = self.slot_mut(number).is_some_and(|slot| slot.current.due(now) == Some(Due::Start));
+        if is_due && self.is_running() && self.earliest_start <= now {
             self.start(now, number, effects);
         }
     }
@@ -328,7 +314,7 @@ impl Supervisor {
         let (worker, recycling) = (successor.worker, slot.recycling.take());
         let old = std::mem::replace(&mut slot.current, successor);
         if old.has_process() {
-            effects.push(Effect::Report(Report::TookOver(worker, old.worker)));
+            effects.push(Effect::Report(Report::TookOver(worker, old.worker, delay)));
             self.leaving.push(Leaving::working(now + delay, old).replaced_by(worker, recycling));
         } else {
             effects.push(Effect::Report(Report::Ready(worker)));
@@ -346,6 +332,10 @@ impl Supervisor {
         life.beat(now);
         slot.proven = life.generation;
         let generation = life.generation;
+        // A reason to replace was the one before's.
+        if slot.successor.is_none() {
+            slot.recycling = None;
+        }
         if let Some(reload) = self.reload.as_mut().filter(|reload| reload.generation == generation) {
             reload.is_proven = true;
         }
@@ -355,38 +345,56 @@ impl Supervisor {
     /// A successor has not proved itself in time.
     fn give_up_on_successor(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
         let Some(life) = self.slot_mut(number).and_then(|slot| slot.successor.take()) else { return };
-        let who = (life.worker, life.generation);
-        self.leaving.push(Leaving::told(now, life, Manner::Stop, &self.settings, effects));
-        let failure = Failure::NotReady(self.settings.ready_timeout);
-        self.life_failed(now, who, true, failure, effects);
+        self.leaving.push(Leaving::told(now, life.clone(), Manner::Stop, &self.settings, effects));
+        self.life_failed(now, &life, self.too_late(&life), effects);
     }
 
-    /// The worker of a slot has not proved itself in time, or is silent.
-    fn give_up_on_current(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
-        let Some(life) = self.slot_mut(number).map(|slot| slot.current.clone()) else { return };
-        let who = (life.worker, life.generation);
-        let (report, manner) = if life.is_ready() {
-            (Report::Silent(life.worker, life.beat_interval), Manner::Silent)
-        } else {
-            (Report::NotReady(life.worker, self.settings.ready_timeout), Manner::Stop)
+    fn too_late(&self, life: &Life) -> Failure {
+        let missing = match life.state {
+            State::Starting { proof, .. } => proof,
+            State::Waiting { .. } | State::Ready { .. } | State::Ended => Proof::Shown,
         };
-        effects.push(Effect::Report(report));
-        self.leaving.push(Leaving::told(now, life.clone(), manner, &self.settings, effects));
-        let next = self.vacate(now, number, false);
-        if let Next::Old(_) = next {
-            return self.life_failed(now, who, true, Failure::Silent, effects);
-        }
-        if life.is_ready() {
-            return;
-        }
-        if let Some(reason) = self.count_early_death(false) {
+        Failure::NotReady(self.settings.ready_timeout, missing)
+    }
+
+    /// The worker of a slot has not proved itself in time.
+    fn give_up_on_late(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
+        let Some(life) = self.slot_mut(number).map(|slot| slot.current.clone()) else { return };
+        let failure = self.too_late(&life);
+        let next = match self.count_early_death(false) {
+            Some(reason) => Next::Stop(reason),
+            None => self.vacate(now, number, false),
+        };
+        effects.push(Effect::Report(Report::GivenUp(life.worker, failure.clone(), next)));
+        self.leave(now, life.clone(), Manner::Stop, next, effects);
+        if let Next::Stop(reason) = next {
+            if let Some(slot) = self.slot_mut(number) {
+                slot.current.state = State::Ended;
+            }
             effects.push(Effect::Report(Report::GivingUp(life.worker, reason, Status::REFUSED)));
             return self.stop_all(now, Some(Status::REFUSED), effects);
         }
+        self.life_failed(now, &life, failure, effects);
+    }
+
+    /// The worker of a slot has not been heard of in time.
+    fn give_up_on_silent(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
+        let Some(life) = self.slot_mut(number).map(|slot| slot.current.clone()) else { return };
+        let failure = Failure::Silent(life.beat_interval);
+        let next = self.vacate(now, number, false);
+        effects.push(Effect::Report(Report::GivenUp(life.worker, failure.clone(), next)));
+        self.leave(now, life.clone(), Manner::Silent, next, effects);
+        if let Next::Old(_) = next {
+            self.life_failed(now, &life, failure, effects);
+        }
+    }
+
+    /// Stops a worker that has failed and still runs. It has no status yet that panzer could exit with.
+    fn leave(&mut self, now: Duration, life: Life, manner: Manner, next: Next, effects: &mut Vec<Effect>) {
         if next == Next::Nobody {
             self.last_failure = Some(Status::REFUSED);
         }
-        self.life_failed(now, who, false, Failure::NotReady(self.settings.ready_timeout), effects);
+        self.leaving.push(Leaving::told(now, life, manner, &self.settings, effects));
     }
 
     /// Whether panzer still keeps workers alive.
@@ -397,9 +405,9 @@ impl Supervisor {
 
 impl Life {
     /// It has shown what it had to.
-    fn prove(&mut self, now: Duration) {
+    fn prove(&mut self) {
         if let State::Starting { proof, .. } = &mut self.state {
-            *proof = Proof::Age(now);
+            *proof = Proof::Shown;
         }
     }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::rollout::{Failure, Why};
+use super::worker::Proof;
 use super::{End, Generation, NotRun, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
@@ -67,9 +68,7 @@ pub enum Reason {
 /// One thing that happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Report {
-    /// A worker's program was executed; not the first of its slot.
-    Replaced(WorkerId),
-    /// A worker's program was executed, the first of its slot.
+    /// A worker's program was executed.
     Started(WorkerId),
     /// A worker has proved itself.
     Ready(WorkerId),
@@ -88,14 +87,12 @@ pub enum Report {
     },
     /// A worker ended that was told to.
     Stopped(WorkerId, End),
-    /// A worker has not proved itself within this time.
-    NotReady(WorkerId, Duration),
-    /// A worker was silent for this long; `None`: it has asked for this.
-    Silent(WorkerId, Option<Duration>),
+    /// A worker that runs has failed and is stopped; who comes after it.
+    GivenUp(WorkerId, Failure, Next),
     /// What a worker says of itself.
     Says(WorkerId, String),
-    /// The first one has proved itself and takes the place of the second one.
-    TookOver(WorkerId, WorkerId),
+    /// The first one has proved itself and takes the place of the second one, which is to stop so much later.
+    TookOver(WorkerId, WorkerId, Duration),
     /// All workers are being replaced; `None`: because that was asked for during the reload before.
     Reloading(Option<Signal>, u32, Generation),
     /// A reload was asked for during another.
@@ -153,7 +150,7 @@ impl Report {
         match self {
             Self::NotStarted(..) | Self::Abandoned(_) | Self::RemainingAbandoned => Level::Error,
             Self::ReloadFailed(..) | Self::ReloadRefused(..) => Level::Error,
-            Self::NotReady(..) | Self::Silent(..) | Self::ReloadRetry(..) | Self::RecycleFailed(..) => Level::Warning,
+            Self::GivenUp(..) | Self::ReloadRetry(..) | Self::RecycleFailed(..) => Level::Warning,
             Self::CannotScaleUp(..) | Self::CannotScaleDown(_) => Level::Warning,
             Self::TookOver(..) | Self::Reloading(..) | Self::ReloadQueued(_) | Self::Reloaded(..) => Level::Info,
             Self::Recycling(..) | Self::ScaledUp(..) | Self::ScaledDown(..) => Level::Info,
@@ -162,12 +159,18 @@ impl Report {
             Self::Ended { end: End::CannotRun(_), .. } => Level::Error,
             Self::Ended { success: true, .. } => Level::Info,
             Self::Ended { success: false, .. } | Self::Escalated(..) | Self::Unavailable(_) => Level::Warning,
-            Self::Replaced(_) | Self::AllReady(_) | Self::GroupOrphaned(_) => Level::Info,
+            // At the start one line says it for all.
+            Self::Started(worker) => {
+                if worker.life == 1 {
+                    Level::Debug
+                } else {
+                    Level::Info
+                }
+            }
+            Self::AllReady(_) | Self::GroupOrphaned(_) => Level::Info,
             Self::SignallingRemaining(Signal::KILL) => Level::Warning,
             Self::Stopping(..) | Self::StoppingNow(..) | Self::SignallingRemaining(_) | Self::Finished => Level::Info,
-            Self::Started(_) | Self::Ready(_) | Self::Stopped(..) | Self::Says(..) | Self::Forwarded(..) => {
-                Level::Debug
-            }
+            Self::Ready(_) | Self::Stopped(..) | Self::Says(..) | Self::Forwarded(..) => Level::Debug,
         }
     }
 
@@ -175,13 +178,13 @@ impl Report {
     #[must_use]
     pub fn event(&self) -> &'static str {
         match self {
-            Self::Replaced(_) | Self::Started(_) => "worker_started",
+            Self::Started(_) => "worker_started",
             Self::Ready(_) => "worker_ready",
             Self::AllReady(_) => "all_ready",
             Self::Ended { .. } => "worker_ended",
             Self::Stopped(..) => "worker_stopped",
-            Self::NotReady(..) => "worker_not_ready",
-            Self::Silent(..) => "worker_silent",
+            Self::GivenUp(_, Failure::Silent(_), _) => "worker_silent",
+            Self::GivenUp(_, Failure::NotReady(..) | Failure::Ended(_), _) => "worker_not_ready",
             Self::Says(..) => "worker_says",
             Self::TookOver(..) => "worker_replaced",
             Self::Reloading(..) => "reloading",
@@ -212,10 +215,10 @@ impl Report {
     #[must_use]
     pub fn worker(&self) -> Option<WorkerId> {
         match self {
-            Self::Replaced(w) | Self::Started(w) | Self::Ready(w) | Self::GroupOrphaned(w) => Some(*w),
+            Self::Started(w) | Self::Ready(w) | Self::GroupOrphaned(w) => Some(*w),
             Self::Ended { worker, .. } => Some(*worker),
             Self::Stopped(w, _) | Self::NotStarted(w, ..) | Self::Abandoned(w) => Some(*w),
-            Self::NotReady(w, _) | Self::Silent(w, _) | Self::Says(w, _) | Self::TookOver(w, _) => Some(*w),
+            Self::GivenUp(w, ..) | Self::Says(w, _) | Self::TookOver(w, ..) => Some(*w),
             Self::ReloadRetry(w, ..) | Self::ReloadFailed(w, ..) => Some(*w),
             Self::Recycling(w, _) | Self::RecycleFailed(w, ..) => Some(*w),
             Self::Escalated(w, _) | Self::GivingUp(w, ..) => Some(*w),
@@ -231,7 +234,14 @@ impl Report {
     /// The other worker that it is about.
     #[must_use]
     pub fn other_worker(&self) -> Option<WorkerId> {
-        if let Self::TookOver(_, old) | Self::Ended { next: Next::Old(old), .. } = self { Some(*old) } else { None }
+        if let Self::TookOver(_, old, _)
+        | Self::Ended { next: Next::Old(old), .. }
+        | Self::GivenUp(_, _, Next::Old(old)) = self
+        {
+            Some(*old)
+        } else {
+            None
+        }
     }
 
     /// The line's words. `who` is what to call the worker that it is about: `worker 2 (pid 431)`; `other` the process of
@@ -239,44 +249,34 @@ impl Report {
     #[must_use]
     pub fn text(&self, who: &str, other: &str) -> String {
         match self {
-            Self::Replaced(_) | Self::Started(_) => format!("{who} started"),
+            Self::Started(_) => format!("{who} started"),
             Self::Ready(_) => format!("{who} is ready"),
             Self::AllReady(1) => "the worker is ready".to_owned(),
             Self::AllReady(count) => format!("all {count} workers are ready"),
-            Self::Ended { worker: w, end: End::CannotRun(why), next, .. } => match next {
-                Next::Now => format!("{}; trying again for worker {}", why.error, w.slot),
-                Next::After(delay) => {
-                    format!("{}; trying again for worker {} in {}", why.error, w.slot, Rounded(*delay))
-                }
-                Next::Successor => format!("{}; a new worker {} is starting already", why.error, w.slot),
-                Next::Old(_) => format!("{}; {other} goes on", why.error),
-                Next::Nobody => format!("{}; worker {} is not started again", why.error, w.slot),
-                Next::Stop(_) => why.error.clone(),
-            },
-            Self::Ended { end, next, .. } => match next {
-                Next::Now => format!("{who} {end}; starting a new one"),
-                Next::After(delay) => format!("{who} {end}; starting a new one in {}", Rounded(*delay)),
-                Next::Successor => format!("{who} {end}; a new one is starting already"),
-                Next::Old(_) => format!("{who} {end}; {other} goes on"),
-                Next::Nobody => format!("{who} {end}; it is not started again"),
-                Next::Stop(_) => format!("{who} {end}"),
-            },
+            Self::Ended { end: End::CannotRun(why), next: Next::Stop(_), .. } => why.error.clone(),
+            Self::Ended { worker, end: End::CannotRun(why), next, .. } => {
+                format!("{}; worker {}: {}", why.error, worker.slot, next.text(other))
+            }
+            Self::Ended { end, next: Next::Stop(_), .. } => format!("{who} {end}"),
+            Self::Ended { end, next, .. } => format!("{who} {end}; {}", next.text(other)),
             Self::Stopped(_, end) => format!("{who} {end}"),
-            Self::NotReady(_, limit) => format!("{who} was not ready within {}; stopping it", Rounded(*limit)),
-            Self::Silent(_, Some(limit)) => format!("{who} was silent for {}; sent SIGABRT", Rounded(*limit)),
-            Self::Silent(_, None) => format!("{who} has asked for its end; sent SIGABRT"),
+            Self::GivenUp(_, failure, next) => {
+                let told = if let Failure::Silent(_) = failure { "sent SIGABRT" } else { "stopping it" };
+                let next = next.text(other);
+                format!("{}; {told}{}{next}", failure.text(who), if next.is_empty() { "" } else { ", " })
+            }
             Self::Says(_, text) => format!("{who} says: {text}"),
-            Self::TookOver(..) => format!("{who} is ready; stopping {other}"),
+            Self::TookOver(_, _, Duration::ZERO) => format!("{who} is ready; stopping {other}"),
+            Self::TookOver(_, _, delay) => format!("{who} is ready; {other} is to stop in {}", Rounded(*delay)),
             Self::Reloading(Some(signal), count, generation) => {
                 format!("{signal}: reloading {} as generation {}", Workers(*count), generation.0)
             }
             Self::Reloading(None, count, generation) => {
-                format!("once more: reloading {} as generation {}", Workers(*count), generation.0)
+                format!("as asked for meanwhile: reloading {} as generation {}", Workers(*count), generation.0)
             }
             Self::ReloadQueued(signal) => format!("{signal}: a reload is under way; once more after it"),
             Self::ReloadRetry(_, generation, failure, delay) => {
-                let (failure, delay) = (failure.text(who), Rounded(*delay));
-                format!("{failure}; trying generation {} again in {delay}", generation.0)
+                format!("{}; trying generation {} again {}", failure.text(who), generation.0, In(*delay))
             }
             Self::ReloadFailed(_, generation, failure) => {
                 let failure = failure.text(who);
@@ -290,10 +290,10 @@ impl Report {
                 format!("reloaded: {all} of generation {}", generation.0)
             }
             Self::Recycling(_, Why::Age(age)) => format!("{who} is {} old; replacing it", Rounded(*age)),
-            Self::Recycling(_, Why::Memory(bytes)) => format!("{who} uses {} MB; replacing it", bytes >> 20),
+            Self::Recycling(_, Why::Memory(bytes)) => format!("{who} uses {} MiB; replacing it", bytes >> 20),
             Self::RecycleFailed(_, failure, delay) => {
-                let (failure, delay) = (failure.text(&format!("{who}, its replacement,")), Rounded(*delay));
-                format!("{failure}; the old one stays, trying again in {delay}")
+                let failure = failure.text(&format!("{who}, its replacement,"));
+                format!("{failure}; the old one stays, trying again {}", In(*delay))
             }
             Self::ScaledUp(signal, count) => format!("{signal}: {} now, one more", Workers(*count)),
             Self::ScaledDown(signal, count) => format!("{signal}: {} now, one fewer", Workers(*count)),
@@ -301,7 +301,7 @@ impl Report {
                 format!("cannot scale up on {signal}: there are {count} workers, and no more can be had; ignored")
             }
             Self::CannotScaleDown(signal) => format!("cannot scale down on {signal}: there is 1 worker; ignored"),
-            Self::NotStarted(_, why, delay) => format!("{}; trying again in {}", why.error, Rounded(*delay)),
+            Self::NotStarted(_, why, delay) => format!("{}; trying again {}", why.error, In(*delay)),
             Self::GroupOrphaned(_) => format!("{who} left processes behind in its group; stopping them"),
             Self::Escalated(_, signal) => format!("{who} did not end in time; sent {signal}"),
             Self::Abandoned(_) => format!("cannot kill {who}: the kernel does not let it go; going on"),
@@ -309,7 +309,7 @@ impl Report {
                 format!("{who} ended with fatal status {}; stopping all and exiting with it", status.0)
             }
             Self::GivingUp(_, Reason::CrashLimit(lives), status) => format!(
-                "giving up: {lives} workers in a row ended before any was ready; stopping all and exiting with status {}",
+                "giving up: {lives} workers in a row failed before any was ready; stopping all and exiting with status {}",
                 status.0
             ),
             Self::GivingUp(_, Reason::NeverExecuted, _) => "giving up: the command was never executed".to_owned(),
@@ -333,9 +333,41 @@ impl Failure {
         match self {
             Self::Ended(End::CannotRun(why)) => why.error.clone(),
             Self::Ended(end) => format!("{who} {end}"),
-            Self::NotReady(limit) => format!("{who} was not ready within {}", Rounded(*limit)),
-            Self::Silent => format!("{who} was silent"),
+            Self::NotReady(limit, missing) => {
+                let missing = match missing {
+                    Proof::Execution => " (its program was not executed)",
+                    Proof::Listening => " (it listened on no shared port)",
+                    Proof::Word => " (it did not say so)",
+                    Proof::Age(_) | Proof::Shown => "",
+                };
+                format!("{who} was not ready within {}{missing}", Rounded(*limit))
+            }
+            Self::Silent(Some(limit)) => format!("{who} was silent for {}", Rounded(*limit)),
+            Self::Silent(None) => format!("{who} has asked for its end"),
         }
+    }
+}
+
+impl Next {
+    /// `other` is what to call the worker that goes on.
+    fn text(self, other: &str) -> String {
+        match self {
+            Self::Now => "starting a new one".to_owned(),
+            Self::After(delay) => format!("starting a new one {}", In(delay)),
+            Self::Successor => "a new one is starting already".to_owned(),
+            Self::Old(_) => format!("{other} goes on"),
+            Self::Nobody => "it is not started again".to_owned(),
+            Self::Stop(_) => String::new(),
+        }
+    }
+}
+
+/// `in 120ms`, or `at once`.
+struct In(Duration);
+
+impl fmt::Display for In {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_zero() { f.write_str("at once") } else { write!(f, "in {}", Rounded(self.0)) }
     }
 }
 
@@ -358,8 +390,8 @@ impl fmt::Display for Rounded {
             0 => write!(f, "{ms}ms"),
             1..=60 if ms >= 100 => write!(f, "{seconds}.{}s", ms / 100),
             1..=120 => write!(f, "{seconds}s"),
-            121..=7200 => write!(f, "{}m", seconds / 60),
-            _ => write!(f, "{}h", seconds / 3600),
+            _ if seconds % 3600 == 0 || seconds > 7200 => write!(f, "{}h", seconds / 3600),
+            _ => write!(f, "{}m", seconds / 60),
         }
     }
 }

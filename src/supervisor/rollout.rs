@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::leaving::{Leaving, Manner};
 use super::report::Report;
-use super::worker::{Life, Proof, Slot, State};
-use super::{Effect, End, Generation, Supervisor, WorkerId};
+use super::worker::{Life, Proof, Purpose, Slot, State};
+use super::{Effect, End, Generation, Supervisor};
 use crate::signals::Signal;
 
 /// Why a single worker is replaced.
@@ -43,10 +43,18 @@ impl Recycling {
 pub enum Failure {
     /// It ended.
     Ended(End),
-    /// It had not proved itself within this time.
-    NotReady(Duration),
-    /// It was ready, and then not heard of.
-    Silent,
+    /// It had not proved itself within this time; what it had still to show.
+    NotReady(Duration, Proof),
+    /// It was ready, and not heard of for this long; `None`: it has asked for this.
+    Silent(Option<Duration>),
+}
+
+/// A replacement that can begin.
+struct Due {
+    slot: u32,
+    generation: Generation,
+    purpose: Purpose,
+    at: Duration,
 }
 
 /// A reload.
@@ -119,7 +127,8 @@ impl Supervisor {
     fn stop_successors(&mut self, now: Duration, generation: Generation, effects: &mut Vec<Effect>) {
         let Self { slots, leaving, settings, .. } = self;
         for slot in slots {
-            if let Some(life) = slot.successor.take_if(|life| life.generation == generation) {
+            let is_of_reload = |life: &mut Life| life.purpose == Purpose::Reload && life.generation == generation;
+            if let Some(life) = slot.successor.take_if(is_of_reload) {
                 leaving.push(Leaving::told(now, life, Manner::Stop, settings, effects));
             }
         }
@@ -149,49 +158,37 @@ impl Supervisor {
         Some((settings.replacement.tries > 0 && reload.failed_tries >= settings.replacement.tries, delay))
     }
 
-    /// A life that was not ready yet has failed.
-    pub(super) fn life_failed(
-        &mut self,
-        now: Duration,
-        (worker, generation): (WorkerId, Generation),
-        was_successor: bool,
-        failure: Failure,
-        effects: &mut Vec<Effect>,
-    ) {
-        // Where the worker is of that generation already, it was to be replaced for another reason.
-        let is_of_reload = |slot: &Slot| !was_successor || slot.current.generation != generation;
-        let is_of_reload = self.slot_mut(worker.slot).is_some_and(|slot| is_of_reload(slot));
-        let tried = if is_of_reload { self.count_try(now, generation) } else { None };
-        match tried {
+    /// A life has failed that was not ready yet, or whose place the old one takes again.
+    pub(super) fn life_failed(&mut self, now: Duration, life: &Life, failure: Failure, effects: &mut Vec<Effect>) {
+        let (worker, generation) = (life.worker, life.generation);
+        if life.purpose == Purpose::Recycling {
+            let Some((slot, random, settings)) = self.slot_of(worker.slot) else { return };
+            let Some(recycling) = &mut slot.recycling else { return };
+            recycling.failures += 1;
+            let delay = settings.backoff.delay(recycling.failures, random);
+            recycling.not_before = now + delay;
+            effects.push(Effect::Report(Report::RecycleFailed(worker, failure, delay)));
+            return;
+        }
+        match self.count_try(now, generation) {
             Some((true, _)) => {
                 effects.push(Effect::Report(Report::ReloadFailed(worker, generation, failure)));
                 self.stop_successors(now, generation, effects);
                 self.end_reload(now, effects);
             }
-            Some((false, delay)) if was_successor => {
+            Some((false, delay)) if life.purpose == Purpose::Reload => {
                 effects.push(Effect::Report(Report::ReloadRetry(worker, generation, failure, delay)));
-            }
-            None if was_successor => {
-                let Some((slot, random, settings)) = self.slot_of(worker.slot) else { return };
-                let Some(recycling) = &mut slot.recycling else { return };
-                recycling.failures += 1;
-                let delay = settings.backoff.delay(recycling.failures, random);
-                recycling.not_before = now + delay;
-                effects.push(Effect::Report(Report::RecycleFailed(worker, failure, delay)));
             }
             // It has its own line.
             Some((false, _)) | None => {}
         }
     }
 
-    /// Puts the next try of a successor off that the system could not start.
-    pub(super) fn put_off(&mut self, worker: WorkerId, until: Duration) {
-        if let Some(reload) = &mut self.reload {
-            reload.next_try = until;
-        }
-        if let Some((slot, ..)) = self.slot_of(worker.slot)
-            && let Some(recycling) = &mut slot.recycling
-        {
+    /// Puts the next try off where the system could not start this one.
+    pub(super) fn put_off(&mut self, life: &Life, until: Duration) {
+        if life.purpose == Purpose::Reload {
+            self.reload.iter_mut().for_each(|reload| reload.next_try = until);
+        } else if let Some(recycling) = self.slot_mut(life.worker.slot).and_then(|slot| slot.recycling.as_mut()) {
             recycling.not_before = until;
         }
     }
@@ -206,46 +203,52 @@ impl Supervisor {
     /// Begins the replacements that are due, and sees whether a reload has ended.
     pub(super) fn advance_rollout(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         self.finish_reload(now, effects);
-        while let Some((number, generation, at)) = self.next_replacement()
-            && at <= now
+        while let Some(due) = self.next_replacement()
+            && due.at <= now
         {
-            self.start_successor(now, number, generation, effects);
+            self.start_successor(now, &due, effects);
         }
     }
 
     /// When the next replacement can begin, if one can without anything else happening.
     pub(super) fn rollout_deadline(&self) -> Option<Duration> {
-        self.next_replacement().map(|(_, _, at)| at)
+        self.next_replacement().map(|due| due.at)
     }
 
-    /// Which slot gets a successor next, of which generation, and when.
-    fn next_replacement(&self) -> Option<(u32, Generation, Duration)> {
+    /// Which slot gets a successor next, and when.
+    fn next_replacement(&self) -> Option<Due> {
         let successors = self.slots.iter().filter(|slot| slot.successor.is_some()).count();
         let extra = successors + self.leaving.iter().filter(|leaving| !leaving.is_orphaned).count();
         if extra >= usize::try_from(self.settings.replacement.surge).unwrap_or(usize::MAX) {
             return None;
         }
-        let vacant = || self.wanted_slots().filter(|slot| slot.successor.is_none());
-        let reload = self.reload.as_ref().filter(|reload| reload.is_loaded).and_then(|reload| {
-            let is_old = |slot: &&Slot| slot.current.generation != reload.generation && !slot.has_ended();
-            vacant().find(is_old).map(|slot| (slot.number, reload.generation, reload.next_try))
+        let due = |slot: &Slot, generation, purpose, at: Duration| {
+            Some(Due { slot: slot.number, generation, purpose, at: at.max(self.earliest_start) })
+        };
+        let replaceable = self.wanted_slots().filter(|slot| slot.successor.is_none());
+        let next = replaceable.filter_map(|slot| match (&self.reload, &slot.recycling) {
+            (Some(reload), _) if slot.current.generation != reload.generation => {
+                let is_due = reload.is_loaded && !slot.has_ended();
+                due(slot, reload.generation, Purpose::Reload, reload.next_try).filter(|_| is_due)
+            }
+            (_, Some(recycling)) if slot.current.is_ready() => {
+                due(slot, slot.proven, Purpose::Recycling, recycling.not_before)
+            }
+            (_, Some(_) | None) => None,
         });
-        let recycle = vacant().filter(|slot| slot.current.is_ready()).filter_map(|slot| {
-            let recycling = slot.recycling.as_ref()?;
-            Some((slot.number, slot.proven, recycling.not_before))
-        });
-        let next = reload.into_iter().chain(recycle).min_by_key(|(_, _, at)| *at);
-        next.map(|(number, generation, at)| (number, generation, at.max(self.earliest_start)))
+        next.min_by_key(|due| due.at)
     }
 
-    fn start_successor(&mut self, now: Duration, number: u32, generation: Generation, effects: &mut Vec<Effect>) {
+    fn start_successor(&mut self, now: Duration, due: &Due, effects: &mut Vec<Effect>) {
+        let Due { generation, purpose, .. } = *due;
         let (by, workers) = (now + self.settings.ready_timeout, self.wanted);
-        let Some(slot) = self.slot_mut(number) else { return };
+        let Some(slot) = self.slot_mut(due.slot) else { return };
         let worker = slot.next_life();
-        if let (Some(Recycling { why, failures: 0, .. }), true) = (&slot.recycling, generation == slot.proven) {
+        if let (Purpose::Recycling, Some(Recycling { why, failures: 0, .. })) = (purpose, &slot.recycling) {
             effects.push(Effect::Report(Report::Recycling(slot.current.worker, *why)));
         }
-        slot.successor = Some(Life::new(worker, generation, State::Starting { proof: Proof::Execution, by }));
+        let state = State::Starting { proof: Proof::Execution, by };
+        slot.successor = Some(Life::new(worker, generation, purpose, state));
         effects.push(Effect::Spawn { worker, generation, workers });
         self.earliest_start = now + self.settings.stagger;
     }

@@ -50,6 +50,34 @@ pub enum Proof {
     Listening,
     /// Its own word.
     Word,
+    /// Nothing more.
+    Shown,
+}
+
+/// Why a life was begun.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// Its slot had no worker.
+    Vacancy,
+    /// A reload replaces the worker of its slot.
+    Reload,
+    /// The worker of its slot is too old or too large.
+    Recycling,
+}
+
+/// What a life's time has come for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Due {
+    /// It begins.
+    Start,
+    /// It is ready.
+    Ready,
+    /// It has not proved itself in time.
+    TooLate,
+    /// It has not been heard of in time.
+    Silent,
+    /// It has been ready for so long that it is to be replaced.
+    TooOld(Duration),
 }
 
 /// What a life is doing.
@@ -83,6 +111,8 @@ pub struct Life {
     pub worker: WorkerId,
     /// What it was started from.
     pub generation: Generation,
+    /// Why it was begun.
+    pub purpose: Purpose,
     /// What it is doing.
     pub state: State,
     /// It has said that it is about to end by itself.
@@ -98,8 +128,17 @@ pub struct Life {
 impl Life {
     /// A life in this state.
     #[must_use]
-    pub fn new(worker: WorkerId, generation: Generation, state: State) -> Self {
-        Self { worker, generation, state, is_stopping: false, beat_interval: None, beat_by: None, retire_at: None }
+    pub fn new(worker: WorkerId, generation: Generation, purpose: Purpose, state: State) -> Self {
+        Self {
+            worker,
+            generation,
+            purpose,
+            state,
+            is_stopping: false,
+            beat_interval: None,
+            beat_by: None,
+            retire_at: None,
+        }
     }
 
     /// Whether it has a process.
@@ -115,6 +154,22 @@ impl Life {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         matches!(self.state, State::Ready { .. })
+    }
+
+    /// What is due at `now`.
+    #[must_use]
+    pub fn due(&self, now: Duration) -> Option<Due> {
+        match self.state {
+            State::Waiting { until } if until <= now => Some(Due::Start),
+            State::Starting { proof: Proof::Shown, .. } => Some(Due::Ready),
+            State::Starting { proof: Proof::Age(at), .. } => (at <= now).then_some(Due::Ready),
+            State::Starting { by, .. } if by <= now => Some(Due::TooLate),
+            State::Ready { .. } if self.beat_by.is_some_and(|by| by <= now) => Some(Due::Silent),
+            State::Ready { since } if self.retire_at.is_some_and(|at| at <= now) => {
+                Some(Due::TooOld(now.saturating_sub(since)))
+            }
+            State::Waiting { .. } | State::Starting { .. } | State::Ready { .. } | State::Ended => None,
+        }
     }
 
     /// When it needs attention without anything happening. No start comes before `earliest_start`.
@@ -159,7 +214,7 @@ impl Slot {
         Self {
             number,
             lives: 0,
-            current: Life::new(worker, generation, State::Waiting { until: start }),
+            current: Life::new(worker, generation, Purpose::Vacancy, State::Waiting { until: start }),
             successor: None,
             recycling: None,
             proven: generation,

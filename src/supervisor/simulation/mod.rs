@@ -309,6 +309,10 @@ impl World {
                     self.check(workers == supervisor.size(), "a worker is told a wrong number of workers");
                     let slot = &supervisor.slots[usize::try_from(worker.slot).unwrap()];
                     let is_successor = slot.successor.as_ref().is_some_and(|life| life.worker == worker);
+                    if let Some(reload) = supervisor.reload.as_ref().filter(|_| is_successor) {
+                        let is_of_reload = generation == reload.generation;
+                        self.check(is_of_reload, "a worker is replaced by another old one during a reload");
+                    }
                     self.spawn(worker, generation, is_successor);
                 }
                 Effect::LoadGeneration(generation, in_use) => self.load(generation, &in_use),
@@ -362,8 +366,8 @@ impl World {
     #[allow(clippy::wildcard_enum_match_arm, reason = "the model goes by some of them")]
     fn note_report(&mut self, report: &Report) {
         match report {
-            Report::Ready(worker) | Report::TookOver(worker, _) => {
-                if let Report::TookOver(_, old) = report {
+            Report::Ready(worker) | Report::TookOver(worker, ..) => {
+                if let Report::TookOver(_, old, _) = report {
                     self.replaced.insert(*old);
                 }
                 self.check_proof(*worker);
@@ -375,7 +379,7 @@ impl World {
                 self.proven.extend(self.generations.get(worker));
                 self.vacant_since.remove(&worker.slot);
             }
-            Report::Silent(worker, _) | Report::NotReady(worker, _) => {
+            Report::GivenUp(worker, ..) => {
                 if let Some(process) = self.processes.get_mut(worker) {
                     process.is_ready = false;
                 }
