@@ -2,9 +2,11 @@
 //!
 //! Must never signal a number that may be somebody else's by now.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use super::feedback::{Feedback, Sender};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::feedback::{Feedback, Speakers};
 use super::processes::{self, Process};
 use super::spawn::Failure;
 use super::sys::{self, Pid, Target};
@@ -18,8 +20,8 @@ pub(super) struct Child {
     pub(super) worker: WorkerId,
     /// The number of the process that panzer has started, which is its group's too.
     pub(super) pid: Pid,
-    /// The process that stands for the worker: the same, unless the worker has named another (`MAINPID=`).
-    pub(super) main: Pid,
+    /// Another process that stands for the worker, because the worker has named it (`MAINPID=`).
+    pub(super) named: Option<Named>,
     /// What it tells of itself.
     pub(super) feedback: Feedback,
     /// Open until the program is executed.
@@ -28,6 +30,12 @@ pub(super) struct Child {
     pub(super) failure: Option<Failure>,
     /// The main process was reaped; its number now stands for the group only.
     pub(super) reaped: bool,
+}
+
+/// A process that a worker has named. Others may reap it, and its number may be given away: the descriptor stays with it.
+pub(super) struct Named {
+    pid: Pid,
+    handle: OwnedFd,
 }
 
 /// All of them.
@@ -52,19 +60,27 @@ impl Children {
 
     /// The one that `pid` is the main process of, or was started as.
     pub(super) fn with_process(&mut self, pid: Pid) -> Option<&mut Child> {
-        self.0.iter_mut().find(|child| !child.reaped && (child.main == pid || child.pid == pid))
+        let is_named = |child: &Child| child.named.as_ref().is_some_and(|named| named.pid == pid);
+        self.0.iter_mut().find(|child| !child.reaped && (child.pid == pid || is_named(child)))
     }
 
-    /// What the worker that was started as `pid` has told. `close`: see [`Feedback::read`].
-    pub(super) fn hear(&mut self, pid: Pid, uid: u32, close: &mut dyn FnMut(&OwnedFd)) -> Vec<Event> {
-        let workers = self.groups().collect();
+    /// What the worker that was started as `pid` has told, where workers run as this user. `guard` is nobody's process;
+    /// `close`: see [`Feedback::read`].
+    pub(super) fn hear(
+        &mut self,
+        pid: Pid,
+        uid: u32,
+        guard: Option<Pid>,
+        close: &mut dyn FnMut(&OwnedFd),
+    ) -> Vec<Event> {
+        let named = self.0.iter().filter_map(|child| child.named.as_ref()).map(|named| named.pid);
+        let others = self.groups().chain(named).chain(guard).filter(|other| *other != pid).collect();
         let Some(child) = self.with_process(pid) else { return Vec::new() };
-        let sender = Sender { process: child.pid, uid, workers };
-        let notices = child.feedback.read(&sender, close);
+        let speakers = Speakers { process: child.pid, slot: child.worker.slot, uid, others };
+        let notices = child.feedback.read(&speakers, close);
         for notice in &notices {
             if let Notice::MainProcess(number) = notice {
-                let named = Pid::from_number(*number).filter(|named| sender.may_name(*named));
-                child.main = named.unwrap_or(child.main);
+                child.name(*number, &speakers);
             }
         }
         let worker = child.worker;
@@ -75,7 +91,8 @@ impl Children {
     pub(super) fn measure_memory(&self) -> Vec<Event> {
         let all = processes::all().unwrap_or_default();
         let of_child = |child: &Child| {
-            let is_its = |process: &&Process| process.group == child.pid || process.pid == child.main;
+            let main = child.main();
+            let is_its = |process: &&Process| process.group == child.pid || process.pid == main;
             let pages: u64 = all.iter().filter(is_its).map(|process| process.resident).sum();
             Event::Memory(child.worker, pages * sys::page_size())
         };
@@ -110,23 +127,55 @@ impl Children {
         let group = Target::Group(child.pid);
         let may_reach_group = child.reaped || reach == Reach::Group;
         let reached = may_reach_group && !child.is_given_away() && sys::kill(group, signal).is_ok();
-        // A main process that the worker has named may be in a group of its own.
-        let is_main_elsewhere = child.main != child.pid && !processes::is_in_group(child.main, child.pid);
-        if !child.reaped && (!reached || is_main_elsewhere) {
-            let _ = sys::kill(Target::Process(child.main), signal);
+        if child.reaped {
+            return;
+        }
+        match child.named.as_ref().filter(|named| named.is_alive()) {
+            // It may be in a group of its own.
+            Some(named) if !reached || !processes::is_in_group(named.pid, child.pid) => {
+                let _ = sys::signal_process(named.handle.as_fd(), signal);
+            }
+            Some(_) => {}
+            None if reached => {}
+            None => drop(sys::kill(Target::Process(child.pid), signal)),
         }
     }
 }
 
+impl Named {
+    fn is_alive(&self) -> bool {
+        let mut ended = [PollFd::new(&self.handle, PollFlags::IN)];
+        poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(0)
+    }
+}
+
 impl Child {
+    /// The process that stands for the worker.
+    pub(super) fn main(&self) -> Pid {
+        self.named.as_ref().filter(|named| named.is_alive()).map_or(self.pid, |named| named.pid)
+    }
+
+    /// The worker names the process that is to stand for it.
+    fn name(&mut self, number: i32, speakers: &Speakers) {
+        let Some(pid) = Pid::from_number(number) else { return };
+        if pid == self.pid {
+            self.named = None;
+        } else if let Ok(handle) = sys::open_process(pid)
+            && speakers.may_name(pid)
+        {
+            self.named = Some(Named { pid, handle });
+        }
+    }
+
     /// Whether the worker lives on when `pid` has ended: it has named another process, which was left to panzer.
     pub(super) fn goes_on_without(&self, pid: Pid) -> bool {
-        self.main != pid && processes::is_own_child(self.main)
+        let named = self.named.as_ref().filter(|named| named.pid != pid && named.is_alive());
+        named.is_some_and(|named| processes::is_own_child(named.pid))
     }
 
     /// The group keeps its number as long as one of its processes lives; a process of that very number was made later.
     fn is_given_away(&self) -> bool {
-        let is_started_one_gone = self.reaped || self.main != self.pid;
+        let is_started_one_gone = self.reaped || self.named.is_some();
         is_started_one_gone && sys::exists(Target::Process(self.pid)) && !processes::is_own_child(self.pid)
     }
 }

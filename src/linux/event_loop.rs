@@ -219,6 +219,7 @@ impl Running {
         }
         let is_due = self.prepared.decider.next_deadline().is_some_and(|at| at <= now);
         if is_due {
+            self.hear_all();
             self.events.push_back(Event::Time);
         }
         if is_due || !events.is_empty() {
@@ -257,7 +258,7 @@ impl Running {
             ports.rotate(queues, log);
         }
         if let Some(file) = status_file {
-            let pid = |worker| self.children.of(worker).map(|child| child.main.number());
+            let pid = |worker| self.children.of(worker).map(|child| child.main().number());
             let lines = supervisor
                 .workers()
                 .into_iter()
@@ -319,7 +320,7 @@ impl Running {
                         self.announced = true;
                         self.announce();
                     }
-                    let pid = |worker| self.children.of(worker).map(|child| child.main.number());
+                    let pid = |worker| self.children.of(worker).map(|child| child.main().number());
                     let (pid, other) = (report.worker().and_then(pid), report.other_worker().and_then(pid));
                     self.prepared.log.report(&report, self.prepared.decider.is_supervisor(), pid, other);
                 }
@@ -378,7 +379,7 @@ impl Running {
             }
         }
         let (channel, feedback) = (Some(spawned.channel), spawned.feedback);
-        self.children.add(Child { worker, pid, main: pid, channel, feedback, failure: None, reaped: false });
+        self.children.add(Child { worker, pid, named: None, channel, feedback, failure: None, reaped: false });
         // Another guard is told of all children there are, so of this one too.
         if let Some(guard) = &self.guard
             && guard.add(pid).is_err()
@@ -425,14 +426,24 @@ impl Running {
         }
     }
 
+    /// Everything that workers have told until now, so that none is taken for silent while its word waits to be read.
+    fn hear_all(&mut self) {
+        self.handle_ports();
+        let pids: Vec<Pid> = self.children.groups().collect();
+        for pid in pids {
+            self.channel_ready(pid);
+            self.hear(pid);
+        }
+    }
+
     /// A worker tells something of itself.
     fn hear(&mut self, pid: Pid) {
-        let Self { children, prepared, epoll, events, .. } = self;
+        let Self { children, prepared, epoll, events, guard, .. } = self;
         // As with the channel: a copy that somebody holds would go on telling.
         let close = &mut |descriptor: &OwnedFd| {
             let _ = epoll::delete(&*epoll, descriptor);
         };
-        events.extend(children.hear(pid, prepared.launcher.uid(), close));
+        events.extend(children.hear(pid, prepared.launcher.uid(), guard.as_ref().map(Guard::pid), close));
     }
 
     /// Reaps whatever has ended: workers, and orphans that nobody knows.
@@ -479,6 +490,10 @@ impl Running {
         let group_left = sys::exists(Target::Group(child.pid));
         child.reaped = true;
         let worker = child.worker;
+        // Whatever its group still says is not about a worker any more.
+        for descriptor in std::mem::take(&mut child.feedback).descriptors() {
+            let _ = epoll::delete(&self.epoll, descriptor);
+        }
         let event = match child.failure.take() {
             None => Event::Exited { worker, end, group_left },
             Some(Failure { why, is_transient: true }) => Event::NotStarted(worker, why),
@@ -486,6 +501,9 @@ impl Running {
                 Event::Exited { worker, end: End::CannotRun(why), group_left }
             }
         };
+        if let (Some(ports), log) = (&mut self.prepared.ports, &mut self.prepared.log) {
+            ports.life_ended(worker, log);
+        }
         self.events.push_back(event);
     }
 

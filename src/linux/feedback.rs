@@ -85,14 +85,14 @@ impl Feedback {
     }
 
     /// What the worker has told. `close` is called with what will tell nothing more, before it is closed.
-    pub(super) fn read(&mut self, worker: &Sender, close: &mut dyn FnMut(&OwnedFd)) -> Vec<Notice> {
+    pub(super) fn read(&mut self, speakers: &Speakers, close: &mut dyn FnMut(&OwnedFd)) -> Vec<Notice> {
         let mut notices = Vec::new();
         let mut bytes = [0; LONGEST_MESSAGE];
         for _ in 0..MESSAGES_AT_ONCE {
             let Some(socket) = &self.notify else { break };
             let Some(message) = sys::receive_with_sender(socket.as_fd(), &mut bytes) else { break };
             let text = bytes.get(..message.length).unwrap_or_default();
-            if !message.is_cut && worker.is(message.pid, message.uid) {
+            if !message.is_cut && speakers.may_speak(message.pid, message.uid) {
                 notices.extend(notice::parse(text));
             }
         }
@@ -125,25 +125,29 @@ impl Feedback {
 }
 
 /// Who may speak for a worker.
-pub(super) struct Sender {
+pub(super) struct Speakers {
     /// Its process.
     pub(super) process: Pid,
+    /// Its slot.
+    pub(super) slot: u32,
     /// The user whom it was started as.
     pub(super) uid: u32,
-    /// The processes of all workers.
-    pub(super) workers: Vec<Pid>,
+    /// Processes that are others': of other workers, and the guard.
+    pub(super) others: Vec<Pid>,
 }
 
-impl Sender {
+impl Speakers {
     /// Abstract names are for everyone to see, so it matters who writes: a process that this PID namespace does not show
-    /// (0) is another container's. Whoever is of another user must descend from the worker, or be an orphan of one.
-    fn is(&self, pid: i32, uid: u32) -> bool {
+    /// (0) is another container's. Whoever is of another user must belong to the worker.
+    fn may_speak(&self, pid: i32, uid: u32) -> bool {
         let Some(pid) = Pid::from_number(pid) else { return false };
         uid == 0 || uid == self.uid || uid == rustix::process::geteuid().as_raw() || self.may_name(pid)
     }
 
-    /// Whether a process is the worker's or an orphan, and so may stand for it.
+    /// Whether a process belongs to the worker: it descends from it, or was left to panzer by whoever did.
     pub(super) fn may_name(&self, pid: Pid) -> bool {
-        processes::branch_of(pid).is_some_and(|branch| branch == self.process || !self.workers.contains(&branch))
+        let Some(branch) = processes::branch_of(pid) else { return false };
+        let is_of_slot = || processes::has_variable(branch, &format!("PANZER_WORKER_ID={}", self.slot));
+        branch == self.process || (!self.others.contains(&branch) && is_of_slot())
     }
 }

@@ -8,7 +8,7 @@ use std::io::{Error as IoError, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
 use super::listen::OwnPath;
@@ -18,9 +18,10 @@ use crate::supervisor::report::Level;
 
 /// The file that says which process panzer is. It is locked for as long as panzer lives, so that another one can tell.
 pub(super) struct PidFile {
+    /// Removed first, while the file is still locked.
+    _path: OwnPath,
     /// Holds the lock.
     _file: File,
-    _path: OwnPath,
 }
 
 impl PidFile {
@@ -30,10 +31,15 @@ impl PidFile {
     /// A living one has it, or it cannot be written.
     pub(super) fn take(path: &Path) -> Result<Self, Error> {
         let refuse = |error: IoError| Error::new(action(path), cause(&error));
-        // Whoever holds the lock of what is at the path may replace it, and nobody else.
-        let _held = lock_present(path)?;
-        let (file, own) = write(path, &format!("{}\n", std::process::id())).map_err(refuse)?;
-        Ok(Self { _file: file, _path: own })
+        loop {
+            // Whoever holds the lock of what is at the path may replace it; where nothing is, the first one has it.
+            let present = lock_present(path)?;
+            match write(path, &format!("{}\n", std::process::id()), present.is_some()) {
+                Ok((file, own)) => return Ok(Self { _path: own, _file: file }),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(refuse(error)),
+            }
+        }
     }
 }
 
@@ -92,7 +98,7 @@ impl StatusFile {
     /// # Errors
     /// It cannot be written.
     pub(super) fn new(path: &Path) -> Result<Self, Error> {
-        let (_, own) = write(path, "").map_err(|error| not_written(path, &error))?;
+        let (_, own) = write(path, "", true).map_err(|error| not_written(path, &error))?;
         Ok(Self { path: path.to_owned(), content: String::new(), own, said: false })
     }
 
@@ -101,7 +107,7 @@ impl StatusFile {
         if content == self.content {
             return;
         }
-        match write(&self.path, &content) {
+        match write(&self.path, &content, true) {
             Ok((_, own)) => {
                 self.own = own;
                 self.said = false;
@@ -134,8 +140,8 @@ fn is_at(file: &File, path: &Path) -> bool {
     matches!((file.metadata(), fs::metadata(path)), (Ok(a), Ok(b)) if same(&a, &b))
 }
 
-/// Writes a file under a name of its own, locks it, and renames it.
-fn write(path: &Path, content: &str) -> Result<(File, OwnPath), IoError> {
+/// Writes a file under a name of its own, locks it, and renames it; over what is there only where it may.
+fn write(path: &Path, content: &str, may_replace: bool) -> Result<(File, OwnPath), IoError> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let new = PathBuf::from(name);
@@ -145,7 +151,12 @@ fn write(path: &Path, content: &str) -> Result<(File, OwnPath), IoError> {
     // Before anybody can find it. Nobody else has it, so this cannot fail where there are locks.
     let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
     let renamed = file.write_all(content.as_bytes()).and_then(|()| OwnPath::of(&new)).and_then(|own| {
-        fs::rename(&new, path)?;
+        let how = if may_replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        match renameat_with(CWD, &new, CWD, path, how) {
+            // There are file systems that cannot tell.
+            Err(Errno::INVAL) => fs::rename(&new, path)?,
+            renamed => renamed?,
+        }
         Ok(own.moved_to(path, content))
     });
     if renamed.is_err() {

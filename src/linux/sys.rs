@@ -261,6 +261,21 @@ pub(super) fn kill(target: Target, signal: Signal) -> io::Result<()> {
     result_of(unsafe { libc::kill(target.number(), signal.number().into()) })
 }
 
+/// A descriptor of a process, which stays with it whatever becomes of its number (`pidfd_open(2)`, Linux 5.3).
+pub(super) fn open_process(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two integers.
+    owned_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })
+}
+
+/// `kill(2)` by such a descriptor (`pidfd_send_signal(2)`, Linux 5.1).
+pub(super) fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    let number = c_int::from(signal.number());
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: without a siginfo the kernel makes one as kill does; the rest are integers.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), number, none, 0) };
+    if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Whether there is such a process or group; a zombie counts.
 pub(super) fn exists(target: Target) -> bool {
     // SAFETY: signal 0 is never delivered; the kernel only looks the target up.

@@ -103,7 +103,7 @@ pub enum Event {
     SomethingRemains,
     /// The answer to [`Effect::LookForRemaining`], now or later: nothing is there any more.
     NothingRemains,
-    /// Time has passed.
+    /// Time has passed, and all that workers have told until now was told to the supervisor.
     Time,
 }
 

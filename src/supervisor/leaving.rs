@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::report::Report;
 use super::rollout::Recycling;
+use super::rotation::Others;
 use super::settings::Settings;
 use super::stop::{Due, Escalation, Schedule};
 use super::worker::Life;
@@ -46,8 +47,8 @@ impl Manner {
 /// How far it has come.
 #[derive(Clone, Debug)]
 enum Stage {
-    /// It goes on working until then.
-    Working { until: Duration },
+    /// It goes on working until then, and a little longer where nobody else could take its slot's connections just then.
+    Working { until: Duration, limit: Duration },
     /// Its slot gets no new connections; those that wait are still its own.
     Emptying { look_at: Duration, until: Duration },
     /// It was told to stop. Until `rests_until` its slot gets no new connections: it may take one up to its very end.
@@ -94,7 +95,7 @@ impl Leaving {
 
     /// Leaves it alone until `until`, and tells it to stop then.
     pub(super) fn working(until: Duration, life: Life) -> Self {
-        let stage = Stage::Working { until };
+        let stage = Stage::Working { until, limit: until + QUEUE_LIMIT };
         Self { worker: life.worker, life, replaced: None, is_orphaned: false, manner: Manner::Alone, stage }
     }
 
@@ -182,7 +183,7 @@ impl Leaving {
 
     /// Whether it has worked for as long as it was to.
     pub(super) fn is_to_be_told(&self, now: Duration) -> bool {
-        matches!(self.stage, Stage::Working { until } if until <= now)
+        matches!(self.stage, Stage::Working { until, .. } if until <= now)
     }
 
     /// KILL was sent.
@@ -193,7 +194,7 @@ impl Leaving {
     /// When it needs attention.
     pub(super) fn deadline(&self) -> Option<Duration> {
         match &self.stage {
-            Stage::Working { until } => Some(*until),
+            Stage::Working { until, .. } => Some(*until),
             Stage::Emptying { look_at, until } => Some(*look_at.min(until)),
             Stage::Stopping { escalation, rests_until } => {
                 [escalation.deadline(), *rests_until].into_iter().flatten().min()
@@ -201,20 +202,23 @@ impl Leaving {
         }
     }
 
-    /// Does what is due. `others_serve`: its slot can be taken out of rotation.
+    /// Does what is due. `others`: who could take the new connections of its slot.
     pub(super) fn advance(
         &mut self,
         now: Duration,
-        others_serve: bool,
+        others: Others,
         settings: &Settings,
         effects: &mut Vec<Effect>,
     ) -> Outcome {
-        let can_empty = settings.have_own_queues && others_serve;
+        let others = if settings.have_own_queues { others } else { Others::Nobody };
         match &mut self.stage {
-            Stage::Working { until } if *until <= now && can_empty => {
+            Stage::Working { until, .. } if *until <= now && others == Others::Serve => {
                 self.stage = Stage::Emptying { look_at: now + QUEUE_REST, until: now + QUEUE_LIMIT };
             }
-            Stage::Working { until } | Stage::Emptying { until, .. } if *until <= now => {
+            Stage::Working { until, limit } if *until <= now && others == Others::Rest && now < *limit => {
+                *until = now + QUEUE_LOOK;
+            }
+            Stage::Working { until, .. } | Stage::Emptying { until, .. } if *until <= now => {
                 self.tell(now, settings, effects);
             }
             Stage::Emptying { look_at, .. } if *look_at <= now => {

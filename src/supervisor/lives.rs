@@ -46,7 +46,7 @@ impl Supervisor {
         let Some(slot) = self.slot_mut(number) else { return };
         let worker = slot.next_life();
         let state = State::Starting { proof: Proof::Execution, by };
-        slot.current = Life::new(worker, generation, Purpose::Vacancy, state);
+        slot.current = Life::new(worker, generation, Purpose::Vacancy, now, state);
         effects.push(Effect::Spawn { worker, generation, workers });
         self.earliest_start = now + self.settings.stagger;
     }
@@ -110,15 +110,18 @@ impl Supervisor {
             Notice::Ready if matches!(settings.ready, Ready::Notify | Ready::Descriptor) => life.prove(),
             Notice::Ready => {}
             Notice::Stopping => {
+                // It has as long as if it had been told.
                 life.is_stopping = true;
-                life.beat_by = None;
+                life.beat_by = settings.reload_stop.longest().filter(|_| life.is_ready()).map(|time| now + time);
                 effects.push(Effect::Report(Report::Says(worker, "it is stopping".to_owned())));
             }
             Notice::Reloading => effects.push(Effect::Report(Report::Says(worker, "it is reloading".to_owned()))),
             Notice::Status(text) => effects.push(Effect::Report(Report::Says(worker, text))),
             Notice::ExtendTimeout(time) => {
                 if let State::Starting { by, .. } = &mut life.state {
-                    *by = now + time;
+                    *by = (now + time).max(*by);
+                } else if life.is_stopping {
+                    life.beat_by = life.beat_by.map(|by| by.max(now + time));
                 }
             }
             Notice::Beat => life.beat(now),
@@ -278,12 +281,12 @@ impl Supervisor {
         if delay.is_zero() { Next::Now } else { Next::After(delay) }
     }
 
-    /// Does what is due for the lives of a slot.
-    pub(super) fn advance_slot(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
+    /// Does what is due for the lives of a slot. Nobody is given up for having said nothing before all have been heard.
+    pub(super) fn advance_slot(&mut self, now: Duration, number: u32, all_are_heard: bool, effects: &mut Vec<Effect>) {
         match self.slot_mut(number).and_then(|slot| slot.successor.as_ref()?.due(now)) {
             Some(Due::Ready) => self.take_over(now, number, effects),
-            Some(Due::TooLate) => self.give_up_on_successor(now, number, effects),
-            Some(Due::Start | Due::Silent | Due::TooOld(_)) | None => {}
+            Some(Due::TooLate) if all_are_heard => self.give_up_on_successor(now, number, effects),
+            Some(Due::Start | Due::TooLate | Due::Silent | Due::TooOld(_)) | None => {}
         }
         let Some(slot) = self.slot_mut(number) else { return };
         match slot.current.due(now) {
@@ -291,18 +294,13 @@ impl Supervisor {
                 effects.push(Effect::Report(Report::Ready(slot.current.worker)));
                 self.became_ready(now, number);
             }
-            Some(Due::TooLate) => self.give_up_on_late(now, number, effects),
-            Some(Due::Silent) => self.give_up_on_silent(now, number, effects),
+            Some(Due::TooLate) if all_are_heard => self.give_up_on_late(now, number, effects),
+            Some(Due::Silent) if all_are_heard => self.give_up_on_silent(now, number, effects),
             Some(Due::TooOld(age)) => {
                 slot.current.retire_at = None;
                 slot.recycling.get_or_insert(Recycling::new(Why::Age(age)));
             }
-            Some(Due::Start) | None => {}
-        }
-        // Last, since the others may have made it due.
-        let is_due = self.slot_mut(number).is_some_and(|slot| slot.current.due(now) == Some(Due::Start));
-        if is_due && self.is_running() && self.earliest_start <= now {
-            self.start(now, number, effects);
+            Some(Due::Start | Due::TooLate | Due::Silent) | None => {}
         }
     }
 
@@ -346,21 +344,13 @@ impl Supervisor {
     fn give_up_on_successor(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
         let Some(life) = self.slot_mut(number).and_then(|slot| slot.successor.take()) else { return };
         self.leaving.push(Leaving::told(now, life.clone(), Manner::Stop, &self.settings, effects));
-        self.life_failed(now, &life, self.too_late(&life), effects);
-    }
-
-    fn too_late(&self, life: &Life) -> Failure {
-        let missing = match life.state {
-            State::Starting { proof, .. } => proof,
-            State::Waiting { .. } | State::Ready { .. } | State::Ended => Proof::Shown,
-        };
-        Failure::NotReady(self.settings.ready_timeout, missing)
+        self.life_failed(now, &life, too_late(&life), effects);
     }
 
     /// The worker of a slot has not proved itself in time.
     fn give_up_on_late(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
         let Some(life) = self.slot_mut(number).map(|slot| slot.current.clone()) else { return };
-        let failure = self.too_late(&life);
+        let failure = too_late(&life);
         let next = match self.count_early_death(false) {
             Some(reason) => Next::Stop(reason),
             None => self.vacate(now, number, false),
@@ -380,10 +370,14 @@ impl Supervisor {
     /// The worker of a slot has not been heard of in time.
     fn give_up_on_silent(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
         let Some(life) = self.slot_mut(number).map(|slot| slot.current.clone()) else { return };
-        let failure = Failure::Silent(life.beat_interval);
+        let (failure, manner) = if life.is_stopping {
+            (Failure::NotEnded, Manner::Stop)
+        } else {
+            (Failure::Silent(life.beat_interval), Manner::Silent)
+        };
         let next = self.vacate(now, number, false);
         effects.push(Effect::Report(Report::GivenUp(life.worker, failure.clone(), next)));
-        self.leave(now, life.clone(), Manner::Silent, next, effects);
+        self.leave(now, life.clone(), manner, next, effects);
         if let Next::Old(_) = next {
             self.life_failed(now, &life, failure, effects);
         }
@@ -417,4 +411,13 @@ impl Life {
             self.beat_by = self.beat_interval.map(|interval| now + interval);
         }
     }
+}
+
+/// That a life has not proved itself in time.
+fn too_late(life: &Life) -> Failure {
+    let (missing, by) = match life.state {
+        State::Starting { proof, by } => (proof, by),
+        State::Waiting { .. } | State::Ready { .. } | State::Ended => (Proof::Shown, life.began),
+    };
+    Failure::NotReady(by.saturating_sub(life.began), missing)
 }

@@ -43,7 +43,7 @@ use leaving::{Leaving, Manner, Outcome};
 use report::Report;
 use restart::Random;
 use rollout::Reload;
-use rotation::QueueState;
+use rotation::{Others, QueueState};
 pub use settings::{Age, Replacement, Settings};
 use worker::{Slot, State};
 
@@ -156,6 +156,7 @@ impl Supervisor {
         if matches!(self.phase, Phase::Finished) {
             return effects;
         }
+        let all_are_heard = event == Event::Time;
         match event {
             Event::NotStarted(worker, why) => self.not_started(now, worker, why, &mut effects),
             Event::Executed(worker) => self.executed(now, worker, &mut effects),
@@ -185,7 +186,7 @@ impl Supervisor {
             Event::NothingRemains => self.finish(&mut effects),
             Event::Suspended(_) | Event::Time => {}
         }
-        self.advance(now, &mut effects);
+        self.advance(now, all_are_heard, &mut effects);
         effects
     }
 
@@ -299,10 +300,10 @@ impl Supervisor {
     }
 
     /// Does all that is due at `now`.
-    fn advance(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+    fn advance(&mut self, now: Duration, all_are_heard: bool, effects: &mut Vec<Effect>) {
         for number in 0..self.wanted {
             if self.is_running() {
-                self.advance_slot(now, number, effects);
+                self.advance_slot(now, number, all_are_heard, effects);
             }
         }
         let is_running = self.is_running();
@@ -313,7 +314,7 @@ impl Supervisor {
         self.advance_leaving(now, effects);
         // After these: whoever is gone makes room.
         if self.is_running() {
-            self.advance_rollout(now, effects);
+            self.advance_starts(now, effects);
         }
         self.killed |= self.is_stopping() && self.leaving.iter().any(Leaving::was_killed);
         self.advance_phase(now, effects);
@@ -322,10 +323,12 @@ impl Supervisor {
     fn advance_leaving(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let mut index = 0;
         while let Some(one) = self.leaving.get(index) {
-            let others_serve =
-                one.is_to_be_told(now) && rotation::others_serve(&self.slots, &self.leaving, one.worker.slot);
+            let others = match one.is_to_be_told(now) {
+                true => rotation::others(&self.slots, &self.leaving, self.wanted, one.worker.slot),
+                false => Others::Nobody,
+            };
             let Some(one) = self.leaving.get_mut(index) else { return };
-            match one.advance(now, others_serve, &self.settings, effects) {
+            match one.advance(now, others, &self.settings, effects) {
                 Outcome::Leaving => index += 1,
                 Outcome::Abandoned => drop(self.leaving.remove(index)),
             }

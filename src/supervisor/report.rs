@@ -183,7 +183,7 @@ impl Report {
             Self::AllReady(_) => "all_ready",
             Self::Ended { .. } => "worker_ended",
             Self::Stopped(..) => "worker_stopped",
-            Self::GivenUp(_, Failure::Silent(_), _) => "worker_silent",
+            Self::GivenUp(_, Failure::Silent(_) | Failure::NotEnded, _) => "worker_silent",
             Self::GivenUp(_, Failure::NotReady(..) | Failure::Ended(_), _) => "worker_not_ready",
             Self::Says(..) => "worker_says",
             Self::TookOver(..) => "worker_replaced",
@@ -344,6 +344,7 @@ impl Failure {
             }
             Self::Silent(Some(limit)) => format!("{who} was silent for {}", Rounded(*limit)),
             Self::Silent(None) => format!("{who} has asked for its end"),
+            Self::NotEnded => format!("{who} said that it was stopping and has not ended"),
         }
     }
 }

@@ -47,6 +47,8 @@ pub enum Failure {
     NotReady(Duration, Proof),
     /// It was ready, and not heard of for this long; `None`: it has asked for this.
     Silent(Option<Duration>),
+    /// It has said that it was stopping, and did not end.
+    NotEnded,
 }
 
 /// A replacement that can begin.
@@ -54,6 +56,9 @@ struct Due {
     slot: u32,
     generation: Generation,
     purpose: Purpose,
+    /// Since when it has been wanted.
+    since: Duration,
+    /// When it can begin.
     at: Duration,
 }
 
@@ -171,16 +176,16 @@ impl Supervisor {
             return;
         }
         match self.count_try(now, generation) {
-            Some((true, _)) => {
+            Some((is_last, _)) if is_last || self.reload.as_ref().is_some_and(|reload| reload.once_more) => {
                 effects.push(Effect::Report(Report::ReloadFailed(worker, generation, failure)));
                 self.stop_successors(now, generation, effects);
                 self.end_reload(now, effects);
             }
-            Some((false, delay)) if life.purpose == Purpose::Reload => {
+            Some((_, delay)) if life.purpose == Purpose::Reload => {
                 effects.push(Effect::Report(Report::ReloadRetry(worker, generation, failure, delay)));
             }
             // It has its own line.
-            Some((false, _)) | None => {}
+            Some(_) | None => {}
         }
     }
 
@@ -200,13 +205,22 @@ impl Supervisor {
         Some(reload.map_or(slot.proven, |reload| reload.generation))
     }
 
-    /// Begins the replacements that are due, and sees whether a reload has ended.
-    pub(super) fn advance_rollout(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+    /// Begins the lives that are due, whoever has waited longest first, and sees whether a reload has ended.
+    pub(super) fn advance_starts(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         self.finish_reload(now, effects);
-        while let Some(due) = self.next_replacement()
-            && due.at <= now
-        {
-            self.start_successor(now, &due, effects);
+        while self.earliest_start <= now {
+            let vacant = |slot: &Slot| match slot.current.state {
+                State::Waiting { until } if until <= now => Some((until, slot.number)),
+                State::Waiting { .. } | State::Starting { .. } | State::Ready { .. } | State::Ended => None,
+            };
+            let vacancy = self.wanted_slots().filter_map(vacant).min();
+            let replacement = self.next_replacement().filter(|due| due.at <= now);
+            match (vacancy, replacement) {
+                (Some((_, number)), None) => self.start(now, number, effects),
+                (Some((since, number)), Some(due)) if since <= due.since => self.start(now, number, effects),
+                (_, Some(due)) => self.start_successor(now, &due, effects),
+                (None, None) => break,
+            }
         }
     }
 
@@ -222,8 +236,8 @@ impl Supervisor {
         if extra >= usize::try_from(self.settings.replacement.surge).unwrap_or(usize::MAX) {
             return None;
         }
-        let due = |slot: &Slot, generation, purpose, at: Duration| {
-            Some(Due { slot: slot.number, generation, purpose, at: at.max(self.earliest_start) })
+        let due = |slot: &Slot, generation, purpose, since: Duration| {
+            Some(Due { slot: slot.number, generation, purpose, since, at: since.max(self.earliest_start) })
         };
         let replaceable = self.wanted_slots().filter(|slot| slot.successor.is_none());
         let next = replaceable.filter_map(|slot| match (&self.reload, &slot.recycling) {
@@ -248,7 +262,7 @@ impl Supervisor {
             effects.push(Effect::Report(Report::Recycling(slot.current.worker, *why)));
         }
         let state = State::Starting { proof: Proof::Execution, by };
-        slot.successor = Some(Life::new(worker, generation, purpose, state));
+        slot.successor = Some(Life::new(worker, generation, purpose, now, state));
         effects.push(Effect::Spawn { worker, generation, workers });
         self.earliest_start = now + self.settings.stagger;
     }
@@ -257,8 +271,9 @@ impl Supervisor {
         let Some(reload) = self.reload.as_ref().filter(|reload| reload.is_loaded) else { return };
         let generation = reload.generation;
         let is_final = |worker| !self.leaving.iter().any(|leaving| leaving.can_return_for(worker));
+        // One that has been ready and has ended since is a crash like any other: the reload does not wait for it.
         let is_done = |slot: &Slot| {
-            (slot.current.generation == generation && slot.current.is_ready() && is_final(slot.current.worker))
+            (slot.proven == generation && is_final(slot.current.worker))
                 || (slot.has_ended() && slot.successor.is_none())
         };
         if self.wanted_slots().all(is_done) {

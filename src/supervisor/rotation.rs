@@ -30,9 +30,30 @@ fn serves(slot: &Slot, leaving: &[Leaving]) -> bool {
     slot.current.is_ready() && !slot.current.is_stopping && !is_kept_out(leaving, slot.number)
 }
 
-/// Whether any slot but this one takes new connections.
-pub(super) fn others_serve(slots: &[Slot], leaving: &[Leaving], number: u32) -> bool {
-    slots.iter().any(|slot| slot.number != number && serves(slot, leaving))
+/// Who else could take the new connections of a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Others {
+    /// Some slot does.
+    Serve,
+    /// Some slot will in a moment; now it is kept out for an old worker of its own.
+    Rest,
+    /// Nobody.
+    Nobody,
+}
+
+/// Who else could take the new connections of this slot, of which `wanted` are to be.
+pub(super) fn others(slots: &[Slot], leaving: &[Leaving], wanted: u32, number: u32) -> Others {
+    let others = || slots.iter().filter(|slot| slot.number != number);
+    if others().any(|slot| serves(slot, leaving)) {
+        Others::Serve
+    } else if !others().any(|slot| slot.current.is_ready()) {
+        Others::Nobody
+    } else if number < wanted {
+        Others::Rest
+    } else {
+        // While nobody serves, a slot that rests does; one that is not wanted any more does not.
+        Others::Serve
+    }
 }
 
 /// What happens to the connections of each slot. While nobody is ready all that are wanted take what comes.
@@ -79,7 +100,13 @@ pub fn serving(states: &[QueueState], listening: &[u32]) -> Vec<u32> {
         return serving;
     }
     let both: Vec<u32> = serving.into_iter().filter(|slot| listening.contains(slot)).collect();
-    if both.is_empty() { listening.to_vec() } else { both }
+    if !both.is_empty() {
+        return both;
+    }
+    let mut all = listening.to_vec();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 #[cfg(test)]

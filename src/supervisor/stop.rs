@@ -103,6 +103,13 @@ impl Schedule {
         self.first.signal
     }
 
+    /// How long it takes to its last step; `None`: that one waits without limit.
+    #[must_use]
+    pub fn longest(&self) -> Option<Duration> {
+        let is_last_kill = self.steps().last().is_some_and(|step| step.signal == Signal::KILL);
+        is_last_kill.then(|| self.steps().filter_map(|step| step.wait).sum())
+    }
+
     /// All steps in order.
     pub fn steps(&self) -> impl Iterator<Item = Step> + '_ {
         std::iter::once(self.first).chain(self.later.iter().copied())

@@ -115,11 +115,13 @@ pub struct Life {
     pub purpose: Purpose,
     /// What it is doing.
     pub state: State,
+    /// When it was begun.
+    pub began: Duration,
     /// It has said that it is about to end by itself.
     pub is_stopping: bool,
     /// How often it must beat once it is ready.
     pub beat_interval: Option<Duration>,
-    /// When it has been silent for too long.
+    /// When it has been silent for too long, or has taken too long to end by itself.
     pub beat_by: Option<Duration>,
     /// When it is old enough to be replaced.
     pub retire_at: Option<Duration>,
@@ -128,12 +130,13 @@ pub struct Life {
 impl Life {
     /// A life in this state.
     #[must_use]
-    pub fn new(worker: WorkerId, generation: Generation, purpose: Purpose, state: State) -> Self {
+    pub fn new(worker: WorkerId, generation: Generation, purpose: Purpose, began: Duration, state: State) -> Self {
         Self {
             worker,
             generation,
             purpose,
             state,
+            began,
             is_stopping: false,
             beat_interval: None,
             beat_by: None,
@@ -214,7 +217,7 @@ impl Slot {
         Self {
             number,
             lives: 0,
-            current: Life::new(worker, generation, Purpose::Vacancy, State::Waiting { until: start }),
+            current: Life::new(worker, generation, Purpose::Vacancy, start, State::Waiting { until: start }),
             successor: None,
             recycling: None,
             proven: generation,

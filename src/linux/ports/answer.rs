@@ -398,7 +398,7 @@ impl Ports {
             log.say(Level::Info, "port_shared", &format!("workers share {}", shared.address));
             shared.watch(epoll, until_shut_down(&shared.address));
         }
-        if shared.is_listened_to_by(request.worker.slot) {
+        if shared.is_listened_to_by(request.worker) {
             shared.steer(rotation, epoll, log);
         }
         Ok(Decision::Answer(Answer::Done, Some(Event::Listening(request.worker))))

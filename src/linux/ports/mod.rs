@@ -181,13 +181,21 @@ impl Ports {
     /// The kernel has no memory to watch them; what the worker binds will fail then.
     pub(super) fn add(&mut self, now: Duration, worker: WorkerId, filter: OwnedFd) -> Result<(), Errno> {
         self.last_start = now;
-        for shared in &mut self.shared {
-            shared.listening.retain(|slot| *slot != worker.slot);
-        }
         let data = Token::Filter(filter.as_raw_fd()).to_data();
         epoll::add(&self.epoll, &filter, data, epoll::EventFlags::IN)?;
         self.filters.push(Filter { worker, descriptor: Rc::new(filter), options: Vec::new(), replaced: Vec::new() });
         Ok(())
+    }
+
+    /// A life has ended: it listens nowhere any more.
+    pub(super) fn life_ended(&mut self, worker: WorkerId, log: &mut Log) {
+        for shared in &mut self.shared {
+            let before = shared.listening.len();
+            shared.listening.retain(|life| *life != worker);
+            if shared.listening.len() < before {
+                shared.steer(&self.rotation, &self.epoll, log);
+            }
+        }
     }
 
     /// Does what there is to do, and says what the supervisor wants to know.

@@ -82,8 +82,8 @@ pub(super) struct SharedListener {
     pub(super) declared: bool,
     /// Who bound it first; its user is the only one who shares it.
     maker: Option<(sys::Pid, u32)>,
-    /// The slots whose present life listens there.
-    pub(super) listening: Vec<u32>,
+    /// The lives that listen there.
+    pub(super) listening: Vec<WorkerId>,
     /// The slots of which any life has listened there.
     have_listened: Vec<u32>,
     /// The life that had it first.
@@ -325,12 +325,12 @@ impl SharedListener {
             return;
         }
         // Who is handed the socket at its start need not tell that it listens.
-        let listening = match (self.declared, self.listening.as_slice()) {
-            (true, _) => &[],
-            (false, []) => self.have_listened.as_slice(),
-            (false, listening) => listening,
+        let listening: Vec<u32> = match (self.declared, self.listening.as_slice()) {
+            (true, _) => Vec::new(),
+            (false, []) => self.have_listened.clone(),
+            (false, lives) => lives.iter().map(|life| life.slot).collect(),
         };
-        let serving = rotation::serving(rotation, listening);
+        let serving = rotation::serving(rotation, &listening);
         let place = |slot: &u32| self.order.iter().position(|known| known == slot);
         let places: Vec<u32> = serving.iter().filter_map(place).filter_map(|place| u32::try_from(place).ok()).collect();
         let Some(member) = self.order.first().and_then(|slot| self.socket_of(*slot)) else { return };
@@ -381,14 +381,14 @@ impl SharedListener {
         }
     }
 
-    /// Notes that the present life of a slot listens; false where that was known.
-    pub(super) fn is_listened_to_by(&mut self, slot: u32) -> bool {
-        let is_new = !self.listening.contains(&slot);
+    /// Notes that a life listens; false where that was known.
+    pub(super) fn is_listened_to_by(&mut self, worker: WorkerId) -> bool {
+        let is_new = !self.listening.contains(&worker);
         if is_new {
-            self.listening.push(slot);
+            self.listening.push(worker);
         }
-        if !self.have_listened.contains(&slot) {
-            self.have_listened.push(slot);
+        if !self.have_listened.contains(&worker.slot) {
+            self.have_listened.push(worker.slot);
         }
         is_new
     }

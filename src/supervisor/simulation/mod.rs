@@ -14,6 +14,7 @@ use super::lives::SHORTEST_RETRY;
 use super::notice::Notice;
 use super::report::{Next, Report};
 use super::restart::{Backoff, Random, Restart};
+use super::rollout::{Failure, Why};
 use super::rotation::{QueueState, SOON};
 use super::stop::{KILL_GRACE, Schedule};
 use super::worker::{Ready, Slot};
@@ -52,6 +53,7 @@ impl Dice {
 struct Process {
     /// When its program is executed; `None`: it has been.
     executes: Option<Duration>,
+    executed_at: Duration,
     /// When it listens; `None`: it has, or it never will.
     listens: Option<Duration>,
     /// It has told so.
@@ -104,6 +106,12 @@ struct World {
     last_start: Option<Duration>,
     /// Workers whose successor is ready.
     replaced: BTreeSet<WorkerId>,
+    /// No sooner than this one that was replaced may be told.
+    not_told_before: BTreeMap<WorkerId, Duration>,
+    /// Workers that are to get ABRT first.
+    to_abort: BTreeSet<WorkerId>,
+    /// A reload was asked for during another.
+    reload_queued: bool,
     /// A stop was asked for, or the supervisor began one by itself.
     stop_told: Option<Duration>,
     /// An end at once was asked for.
@@ -245,6 +253,9 @@ impl World {
             generations: BTreeMap::new(),
             last_start: None,
             replaced: BTreeSet::new(),
+            not_told_before: BTreeMap::new(),
+            to_abort: BTreeSet::new(),
+            reload_queued: false,
             stop_told: None,
             kill_told: None,
             exit: None,
@@ -369,6 +380,9 @@ impl World {
             Report::Ready(worker) | Report::TookOver(worker, ..) => {
                 if let Report::TookOver(_, old, _) = report {
                     self.replaced.insert(*old);
+                    let delay = self.settings.replacement.kill_old_delay;
+                    // With queues of their own there is a look at them in between, unless nobody else serves.
+                    self.not_told_before.insert(*old, self.now + delay);
                 }
                 self.check_proof(*worker);
                 let beat_by = self.settings.watchdog.map(|interval| self.now + interval);
@@ -379,13 +393,21 @@ impl World {
                 self.proven.extend(self.generations.get(worker));
                 self.vacant_since.remove(&worker.slot);
             }
-            Report::GivenUp(worker, ..) => {
+            Report::Reloading(..) => self.reload_queued = false,
+            Report::ReloadQueued(_) => self.reload_queued = true,
+            Report::Recycling(_, Why::Age(_)) => *self.tally.entry("too_old").or_insert(0) += 1,
+            Report::Recycling(_, Why::Memory(_)) => *self.tally.entry("too_large").or_insert(0) += 1,
+            Report::GivenUp(worker, failure, _) => {
+                if let Failure::Silent(_) = failure {
+                    self.to_abort.insert(*worker);
+                }
                 if let Some(process) = self.processes.get_mut(worker) {
                     process.is_ready = false;
                 }
             }
             Report::ScaledUp(_, count) | Report::ScaledDown(_, count) => {
                 self.wanted = *count;
+                self.not_told_before.retain(|worker, _| worker.slot < *count);
                 // Whoever had the slot goes, also where it is wanted again soon.
                 let had_it = self.alive().filter(|(worker, _)| worker.slot == self.wanted).map(|(worker, _)| *worker);
                 self.replaced = had_it.collect::<Vec<_>>().into_iter().chain(self.replaced.clone()).collect();
@@ -394,6 +416,7 @@ impl World {
             Report::Ended { worker, next: Next::Old(old), .. } => {
                 self.vacant_since.remove(&worker.slot);
                 self.replaced.remove(old);
+                self.not_told_before.remove(old);
                 let beat_by = self.settings.watchdog.map(|interval| self.now + interval);
                 if let Some(process) = self.processes.get_mut(old).filter(|process| process.is_ready) {
                     process.beat_by = beat_by;
@@ -411,6 +434,9 @@ impl World {
         let Some(process) = self.processes.get(&worker) else { return };
         let must = self.settings.ready == Ready::Bind && !self.nothing_shared;
         self.check(!must || process.listened, "a worker is ready that does not listen");
+        if let Ready::Delay(delay) = self.settings.ready {
+            self.check(self.now >= process.executed_at + delay, "a worker is ready before its time");
+        }
         let must = self.settings.ready == Ready::Notify;
         self.check(!must || process.said_ready, "a worker is ready that has not said so");
     }
@@ -456,6 +482,8 @@ impl World {
             return;
         }
         self.check(self.replaced.contains(&worker), "a worker is taken away that nobody has replaced");
+        let is_early = self.not_told_before.get(&worker).is_some_and(|at| self.now < *at);
+        self.check(!is_early, "an old worker is told before its time");
     }
 
     /// Whoever has a queue to itself gets connections only where somebody will answer them.
@@ -549,6 +577,7 @@ impl World {
         let process = Process {
             ends: (life < 100_000_000).then(|| (executes + ms(life), end)),
             executes: Some(executes),
+            executed_at: executes,
             listens: self.dice.pick(&[None, Some(executes), Some(executes + ms(300)), Some(executes + ms(5000))]),
             listened: false,
             says_ready: self.dice.pick(&[None, Some(executes), Some(executes + ms(50)), Some(executes + ms(3000))]),
@@ -578,6 +607,8 @@ impl World {
         let ends = [Signal::TERM, Signal::INT, Signal::QUIT, Signal::KILL, Signal::ABRT].contains(&signal);
         if ends {
             self.check_may_be_told(worker);
+            let is_first = self.to_abort.remove(&worker) && self.stop_told.is_none();
+            self.check(!is_first || signal == Signal::ABRT, "a silent worker does not get ABRT first");
         }
         let Some(process) = self.processes.get_mut(&worker) else {
             // Its end may be on its way to the supervisor, which is the only one who does not know.
@@ -734,7 +765,8 @@ fn simulate(seed: u64) -> Tally {
             let effects = supervisor.handle(world.now, event);
             world.perform(&supervisor, effects);
             world.check_queues(&supervisor);
-            world.check_waiting(&supervisor);
+            let forgotten = world.reload_queued && !supervisor.is_stopping() && supervisor.reload.is_none();
+            world.check(!forgotten, "a reload that was asked for during another is forgotten");
             world.happen();
         }
         if world.exit.is_some() {
@@ -743,17 +775,17 @@ fn simulate(seed: u64) -> Tally {
         }
         let in_time = world.latest_end().is_none_or(|latest| world.now <= latest);
         world.check(in_time, "a stop does not end within its schedule");
+        // What an event has made due and time alone may do is done next.
+        if supervisor.next_deadline().is_some_and(|at| at <= world.now) {
+            let effects = supervisor.handle(world.now, Event::Time);
+            world.perform(&supervisor, effects);
+            if !world.queue.is_empty() || world.exit.is_some() {
+                continue;
+            }
+        }
+        world.check_waiting(&supervisor);
         let deadline = supervisor.next_deadline();
         let next = [deadline, world.next_happening(), Some(next_order)].into_iter().flatten().min().unwrap();
-        if deadline.is_some_and(|at| at <= world.now) {
-            world.trace.push(format!(
-                "{:#?} {:#?} {:?} {:?}",
-                supervisor.slots,
-                supervisor.leaving,
-                supervisor.rollout_deadline(),
-                supervisor.reload
-            ));
-        }
         world.check(deadline.is_none_or(|at| at > world.now), "a deadline that does not pass");
         world.now = world.now.max(next);
         world.happen();
@@ -821,6 +853,8 @@ fn simulation_of_the_supervisor() {
         "finished",
         "queue_held",
         "old_goes_on",
+        "too_old",
+        "too_large",
         "successor",
         "worker_replaced",
         "worker_not_ready",
