@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::{cpus, listen, prepare, state_files};
 use crate::config::{Config, SharePorts, Workers};
 use crate::error::Error;
+use crate::supervisor::report::Rounded;
 use crate::supervisor::stop::Schedule;
 use crate::supervisor::worker::Ready;
 
@@ -65,13 +66,13 @@ pub fn check(config: &Config) -> Result<String, Error> {
 fn describe_replacement(config: &Config, out: &mut String) -> Result<(), Error> {
     let ready = match config.ready {
         Ready::Exec => "when executed".to_owned(),
-        Ready::Delay(delay) => format!("after {delay:?}"),
+        Ready::Delay(delay) => format!("after {}", Rounded(delay)),
         Ready::Bind => "when it listens".to_owned(),
-        Ready::BindOrDelay(delay) => format!("when it listens, or after {delay:?}"),
+        Ready::BindOrDelay(delay) => format!("when it listens, or after {}", Rounded(delay)),
         Ready::Notify => "when it sends READY=1".to_owned(),
         Ready::Descriptor => "when it writes a newline to PANZER_READY_FD".to_owned(),
     };
-    let _ = writeln!(out, "  ready: {ready}; within {:?}", config.ready_timeout);
+    let _ = writeln!(out, "  ready: {ready}; within {}", Rounded(config.ready_timeout));
     if let Some(schedule) = &config.reload_stop {
         let _ = writeln!(out, "  stop in a reload: {schedule}");
     }

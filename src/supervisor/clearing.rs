@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::Effect;
+use super::events::say;
 use super::report::Report;
 use super::stop::{Due, Escalation, Schedule};
 use crate::signals::Signal;
@@ -71,7 +72,7 @@ impl Clearing {
                 Progress::Waiting
             }
             Due::Abandon => {
-                effects.push(Effect::Report(Report::RemainingAbandoned));
+                say(effects, Report::RemainingAbandoned);
                 Progress::Abandoned
             }
         }
@@ -89,7 +90,7 @@ impl Clearing {
     }
 
     fn push_signal(&mut self, now: Duration, signal: Signal, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Report(Report::SignallingRemaining(signal)));
+        say(effects, Report::SignallingRemaining(signal));
         effects.push(Effect::SignalRemaining(signal));
         self.again = Some((signal, now + AGAIN));
     }

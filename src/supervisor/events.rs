@@ -151,3 +151,9 @@ pub enum Effect {
     /// Exit with this status.
     Exit(Status),
 }
+
+/// Has this said. In one place: it is said in fifty, and the compiler would copy it to each.
+#[inline(never)]
+pub(super) fn say(effects: &mut Vec<Effect>, report: Report) {
+    effects.push(Effect::Report(report));
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::actions::{Action, Actions};
 use super::clearing::{Clearing, Progress};
+use super::events::say;
 use super::report::{Next, Reason, Report};
 use super::stop::{Due, Escalation, Schedule};
 use super::{Effect, End, Event, Generation, Reach, WorkerId};
@@ -67,7 +68,7 @@ impl Init {
             // There is nothing that a second try could be for: whoever started panzer waits for an answer.
             Event::NotStarted(_, why) => self.ended(End::CannotRun(why), &mut effects),
             Event::Exited { end, .. } => self.ended(end, &mut effects),
-            Event::Executed(worker) => effects.push(Effect::Report(Report::Started(worker))),
+            Event::Executed(worker) => say(&mut effects, Report::Started(worker)),
             Event::Suspended(signal) => {
                 if matches!(signal, Signal::STOP | Signal::TSTP | Signal::TTIN | Signal::TTOU) {
                     effects.push(Effect::SuspendWithChild);
@@ -105,12 +106,15 @@ impl Init {
         }
         let status = end.status();
         let status = if self.settings.ok_exits.contains(&status) { Status::SUCCESS } else { status };
-        effects.push(Effect::Report(match end {
-            End::CannotRun(_) => {
-                Report::Ended { worker: CHILD, end, success: false, next: Next::Stop(Reason::NeverExecuted) }
-            }
-            End::Exited(_) | End::Killed { .. } => Report::Stopped(CHILD, end),
-        }));
+        say(
+            effects,
+            match end {
+                End::CannotRun(_) => {
+                    Report::Ended { worker: CHILD, end, success: false, next: Next::Stop(Reason::NeverExecuted) }
+                }
+                End::Exited(_) | End::Killed { .. } => Report::Stopped(CHILD, end),
+            },
+        );
         if self.settings.no_group {
             self.phase = Phase::Finished;
             effects.push(Effect::Exit(status));
@@ -192,11 +196,11 @@ impl Init {
             Phase::Running(Some(escalation)) => match escalation.poll(now, &self.settings.stop) {
                 Due::Nothing => {}
                 Due::Send(signal) => {
-                    effects.push(Effect::Report(Report::Escalated(CHILD, signal)));
+                    say(effects, Report::Escalated(CHILD, signal));
                     self.push_stop_signal(signal, effects);
                 }
                 // It cannot be killed; its end is waited for all the same, since panzer exits as the child does.
-                Due::Abandon => effects.push(Effect::Report(Report::Abandoned(CHILD))),
+                Due::Abandon => say(effects, Report::Abandoned(CHILD)),
             },
             Phase::Clearing(_, clearing) => match clearing.advance(now, effects) {
                 Progress::Waiting => {}

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::events::say;
 use super::report::Report;
 use super::rollout::Recycling;
 use super::rotation::Others;
@@ -238,7 +239,7 @@ impl Leaving {
                 Due::Nothing => break,
                 Due::Send(signal) => self.escalate(signal, settings, effects),
                 Due::Abandon => {
-                    effects.push(Effect::Report(Report::Abandoned(self.worker)));
+                    say(effects, Report::Abandoned(self.worker));
                     return Outcome::Abandoned;
                 }
             }
@@ -247,7 +248,7 @@ impl Leaving {
     }
 
     fn escalate(&self, signal: Signal, settings: &Settings, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Report(Report::Escalated(self.worker, signal)));
+        say(effects, Report::Escalated(self.worker, signal));
         settings.push_stop_signal(self.worker, signal, effects);
     }
 }

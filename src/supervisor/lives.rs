@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::events::say;
 use super::leaving::{Leaving, Manner};
 use super::notice::Notice;
 use super::report::{Next, Reason, Report};
@@ -63,7 +64,7 @@ impl Supervisor {
         } else {
             slot.current.state = State::Waiting { until: now + delay };
         }
-        effects.push(Effect::Report(Report::NotStarted(worker, why, delay)));
+        say(effects, Report::NotStarted(worker, why, delay));
     }
 
     pub(super) fn executed(&mut self, now: Duration, worker: WorkerId, effects: &mut Vec<Effect>) {
@@ -80,7 +81,7 @@ impl Supervisor {
             Ready::Bind | Ready::BindOrDelay(_) => Proof::Listening,
             Ready::Notify | Ready::Descriptor => Proof::Word,
         };
-        effects.push(Effect::Report(Report::Started(worker)));
+        say(effects, Report::Started(worker));
         self.reached = self.reached.max(Reached::Executed);
     }
 
@@ -113,10 +114,10 @@ impl Supervisor {
                 // It has as long as if it had been told.
                 life.is_stopping = true;
                 life.beat_by = settings.reload_stop.longest().filter(|_| life.is_ready()).map(|time| now + time);
-                effects.push(Effect::Report(Report::Says(worker, "it is stopping".to_owned())));
+                say(effects, Report::Says(worker, "it is stopping".to_owned()));
             }
-            Notice::Reloading => effects.push(Effect::Report(Report::Says(worker, "it is reloading".to_owned()))),
-            Notice::Status(text) => effects.push(Effect::Report(Report::Says(worker, text))),
+            Notice::Reloading => say(effects, Report::Says(worker, "it is reloading".to_owned())),
+            Notice::Status(text) => say(effects, Report::Says(worker, text)),
             Notice::ExtendTimeout(time) => {
                 if let State::Starting { by, .. } = &mut life.state {
                     *by = (now + time).max(*by);
@@ -156,7 +157,7 @@ impl Supervisor {
         effects: &mut Vec<Effect>,
     ) {
         if let Some(at) = self.leaving.iter().position(|leaving| leaving.worker == worker && !leaving.is_orphaned) {
-            effects.push(Effect::Report(Report::Stopped(worker, end)));
+            say(effects, Report::Stopped(worker, end));
             if let (true, Some(leaving)) = (group_left, self.leaving.get_mut(at)) {
                 leaving.orphan(now, &self.settings, effects);
             } else {
@@ -179,14 +180,14 @@ impl Supervisor {
         if next == Next::Nobody && !success {
             self.last_failure = Some(status);
         }
-        effects.push(Effect::Report(Report::Ended { worker, end: end.clone(), success, next }));
+        say(effects, Report::Ended { worker, end: end.clone(), success, next });
         self.orphan_group(now, &life, group_left, effects);
         if let Next::Stop(reason) = next {
             // It is gone already.
             if let Some(slot) = self.slot_mut(worker.slot) {
                 slot.current.state = State::Ended;
             }
-            effects.push(Effect::Report(Report::GivingUp(worker, reason, status)));
+            say(effects, Report::GivingUp(worker, reason, status));
             self.stop_all(now, Some(status), effects);
             return;
         }
@@ -198,7 +199,7 @@ impl Supervisor {
     /// Stops what a main process has left in its group.
     fn orphan_group(&mut self, now: Duration, life: &Life, group_left: bool, effects: &mut Vec<Effect>) {
         if group_left {
-            effects.push(Effect::Report(Report::GroupOrphaned(life.worker)));
+            say(effects, Report::GroupOrphaned(life.worker));
             let mut leaving = Leaving::told(now, life.clone(), Manner::Stop, &self.settings, effects);
             leaving.is_orphaned = true;
             self.leaving.push(leaving);
@@ -291,7 +292,7 @@ impl Supervisor {
         let Some(slot) = self.slot_mut(number) else { return };
         match slot.current.due(now) {
             Some(Due::Ready) => {
-                effects.push(Effect::Report(Report::Ready(slot.current.worker)));
+                say(effects, Report::Ready(slot.current.worker));
                 self.became_ready(now, number);
             }
             Some(Due::TooLate) if all_are_heard => self.give_up_on_late(now, number, effects),
@@ -312,10 +313,10 @@ impl Supervisor {
         let (worker, recycling) = (successor.worker, slot.recycling.take());
         let old = std::mem::replace(&mut slot.current, successor);
         if old.has_process() {
-            effects.push(Effect::Report(Report::TookOver(worker, old.worker, delay)));
+            say(effects, Report::TookOver(worker, old.worker, delay));
             self.leaving.push(Leaving::working(now + delay, old).replaced_by(worker, recycling));
         } else {
-            effects.push(Effect::Report(Report::Ready(worker)));
+            say(effects, Report::Ready(worker));
         }
         self.became_ready(now, number);
     }
@@ -355,13 +356,13 @@ impl Supervisor {
             Some(reason) => Next::Stop(reason),
             None => self.vacate(now, number, false),
         };
-        effects.push(Effect::Report(Report::GivenUp(life.worker, failure.clone(), next)));
+        say(effects, Report::GivenUp(life.worker, failure.clone(), next));
         self.leave(now, life.clone(), Manner::Stop, next, effects);
         if let Next::Stop(reason) = next {
             if let Some(slot) = self.slot_mut(number) {
                 slot.current.state = State::Ended;
             }
-            effects.push(Effect::Report(Report::GivingUp(life.worker, reason, Status::REFUSED)));
+            say(effects, Report::GivingUp(life.worker, reason, Status::REFUSED));
             return self.stop_all(now, Some(Status::REFUSED), effects);
         }
         self.life_failed(now, &life, failure, effects);
@@ -376,7 +377,7 @@ impl Supervisor {
             (Failure::Silent(life.beat_interval), Manner::Silent)
         };
         let next = self.vacate(now, number, false);
-        effects.push(Effect::Report(Report::GivenUp(life.worker, failure.clone(), next)));
+        say(effects, Report::GivenUp(life.worker, failure.clone(), next));
         self.leave(now, life.clone(), manner, next, effects);
         if let Next::Old(_) = next {
             self.life_failed(now, &life, failure, effects);

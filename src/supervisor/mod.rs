@@ -38,6 +38,7 @@ use crate::error::Status;
 use crate::signals::Signal;
 use actions::Action;
 use clearing::{Clearing, Progress};
+use events::say;
 pub use events::{Effect, End, Event, Generation, NotRun, Reach, WorkerId};
 use leaving::{Leaving, Manner, Outcome};
 use report::Report;
@@ -230,7 +231,7 @@ impl Supervisor {
             Action::Stop => {
                 self.interrupted |= signal == Signal::INT;
                 if self.is_running() {
-                    effects.push(Effect::Report(Report::Stopping(signal, count)));
+                    say(effects, Report::Stopping(signal, count));
                     self.stop_all(now, None, effects);
                 }
             }
@@ -241,7 +242,7 @@ impl Supervisor {
             Action::Reload | Action::ScaleUp | Action::ScaleDown | Action::Ignore => {}
             Action::Forward(other) => {
                 let sent = other.unwrap_or(signal);
-                effects.push(Effect::Report(Report::Forwarded(sent, count)));
+                say(effects, Report::Forwarded(sent, count));
                 let reach = if self.settings.no_group { Reach::MainProcess } else { Reach::Group };
                 effects.extend(workers.into_iter().map(|(_, worker)| Effect::Signal(worker, reach, sent)));
                 // Ctrl-Z at a terminal: the workers stop, and the shell wants its terminal back.
@@ -249,7 +250,7 @@ impl Supervisor {
                     effects.push(Effect::Suspend);
                 }
             }
-            Action::Upgrade => effects.push(Effect::Report(Report::Unavailable(signal))),
+            Action::Upgrade => say(effects, Report::Unavailable(signal)),
         }
     }
 
@@ -273,7 +274,7 @@ impl Supervisor {
 
     /// KILL to everything that is still there.
     fn stop_now(&mut self, now: Duration, signal: Signal, count: u32, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Report(Report::StoppingNow(signal, count)));
+        say(effects, Report::StoppingNow(signal, count));
         if self.is_running() {
             self.stop_all(now, None, &mut Vec::new());
         }
@@ -293,7 +294,7 @@ impl Supervisor {
             let status = *status;
             self.phase = Phase::Finished;
             if status.is_none() {
-                effects.push(Effect::Report(Report::Finished));
+                say(effects, Report::Finished);
             }
             effects.push(Effect::Exit(status.unwrap_or(ordinary)));
         }
@@ -338,7 +339,7 @@ impl Supervisor {
     fn advance_phase(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         if self.reached < Reached::AllReady && self.wanted_slots().all(|slot| slot.current.is_ready()) {
             self.reached = Reached::AllReady;
-            effects.push(Effect::Report(Report::AllReady(self.wanted)));
+            say(effects, Report::AllReady(self.wanted));
         }
         let is_vacant = |slot: &Slot| slot.has_ended() && slot.successor.is_none();
         let all_gone = self.leaving.is_empty() && self.slots.iter().all(is_vacant);

@@ -382,7 +382,7 @@ impl fmt::Display for Workers {
 }
 
 /// A time as people read it: `120ms`, `1.3s`, `60s`, `61m`, `25h`.
-struct Rounded(Duration);
+pub struct Rounded(pub Duration);
 
 impl fmt::Display for Rounded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::events::say;
 use super::leaving::{Leaving, Manner};
 use super::report::Report;
 use super::worker::{Life, Proof, Purpose, Slot, State};
@@ -84,7 +85,7 @@ impl Supervisor {
             None => self.begin_reload(now, Some(signal), effects),
             Some(reload) => {
                 reload.once_more = true;
-                effects.push(Effect::Report(Report::ReloadQueued(signal)));
+                say(effects, Report::ReloadQueued(signal));
             }
         }
     }
@@ -100,7 +101,7 @@ impl Supervisor {
             next_try: now,
             once_more: false,
         });
-        effects.push(Effect::Report(Report::Reloading(signal, self.count_running(), generation)));
+        say(effects, Report::Reloading(signal, self.count_running(), generation));
         let mut in_use = vec![self.generation];
         in_use.extend(self.slots.iter().flat_map(|slot| [slot.current.generation, slot.proven]));
         in_use.extend(self.leaving.iter().map(|leaving| leaving.life.generation));
@@ -123,7 +124,7 @@ impl Supervisor {
         effects: &mut Vec<Effect>,
     ) {
         if self.reload.as_ref().is_some_and(|reload| reload.generation == generation) {
-            effects.push(Effect::Report(Report::ReloadRefused(generation, error)));
+            say(effects, Report::ReloadRefused(generation, error));
             self.end_reload(now, effects);
         }
     }
@@ -172,17 +173,17 @@ impl Supervisor {
             recycling.failures += 1;
             let delay = settings.backoff.delay(recycling.failures, random);
             recycling.not_before = now + delay;
-            effects.push(Effect::Report(Report::RecycleFailed(worker, failure, delay)));
+            say(effects, Report::RecycleFailed(worker, failure, delay));
             return;
         }
         match self.count_try(now, generation) {
             Some((is_last, _)) if is_last || self.reload.as_ref().is_some_and(|reload| reload.once_more) => {
-                effects.push(Effect::Report(Report::ReloadFailed(worker, generation, failure)));
+                say(effects, Report::ReloadFailed(worker, generation, failure));
                 self.stop_successors(now, generation, effects);
                 self.end_reload(now, effects);
             }
             Some((_, delay)) if life.purpose == Purpose::Reload => {
-                effects.push(Effect::Report(Report::ReloadRetry(worker, generation, failure, delay)));
+                say(effects, Report::ReloadRetry(worker, generation, failure, delay));
             }
             // It has its own line.
             Some(_) | None => {}
@@ -259,7 +260,7 @@ impl Supervisor {
         let Some(slot) = self.slot_mut(due.slot) else { return };
         let worker = slot.next_life();
         if let (Purpose::Recycling, Some(Recycling { why, failures: 0, .. })) = (purpose, &slot.recycling) {
-            effects.push(Effect::Report(Report::Recycling(slot.current.worker, *why)));
+            say(effects, Report::Recycling(slot.current.worker, *why));
         }
         let state = State::Starting { proof: Proof::Execution, by };
         slot.successor = Some(Life::new(worker, generation, purpose, now, state));
@@ -280,7 +281,7 @@ impl Supervisor {
             if reload.is_proven {
                 self.generation = generation;
             }
-            effects.push(Effect::Report(Report::Reloaded(self.count_running(), generation)));
+            say(effects, Report::Reloaded(self.count_running(), generation));
             self.end_reload(now, effects);
         }
     }
@@ -288,7 +289,7 @@ impl Supervisor {
     /// One worker more, in the slot above the others.
     pub(super) fn scale_up(&mut self, now: Duration, signal: Signal, effects: &mut Vec<Effect>) {
         if self.wanted >= self.settings.most_workers {
-            effects.push(Effect::Report(Report::CannotScaleUp(signal, self.wanted)));
+            say(effects, Report::CannotScaleUp(signal, self.wanted));
             return;
         }
         let (number, generation) = (self.wanted, self.generation);
@@ -302,17 +303,17 @@ impl Supervisor {
                 slot.failures = 0;
             }
         }
-        effects.push(Effect::Report(Report::ScaledUp(signal, self.wanted)));
+        say(effects, Report::ScaledUp(signal, self.wanted));
     }
 
     /// One worker fewer: that of the top slot.
     pub(super) fn scale_down(&mut self, now: Duration, signal: Signal, effects: &mut Vec<Effect>) {
         if self.wanted == 1 {
-            effects.push(Effect::Report(Report::CannotScaleDown(signal)));
+            say(effects, Report::CannotScaleDown(signal));
             return;
         }
         self.wanted -= 1;
-        effects.push(Effect::Report(Report::ScaledDown(signal, self.wanted)));
+        say(effects, Report::ScaledDown(signal, self.wanted));
         let number = self.wanted;
         let Self { slots, leaving, settings, .. } = self;
         let Some(slot) = usize::try_from(number).ok().and_then(|number| slots.get_mut(number)) else { return };
