@@ -113,7 +113,7 @@ impl Supervisor {
             Notice::Stopping => {
                 // It has as long as if it had been told.
                 life.is_stopping = true;
-                life.beat_by = settings.reload_stop.longest().filter(|_| life.is_ready()).map(|time| now + time);
+                life.beat_by = settings.reload_stop.longest().map(|time| now + time);
                 say(effects, Report::Says(worker, "it is stopping".to_owned()));
             }
             Notice::Reloading => say(effects, Report::Says(worker, "it is reloading".to_owned())),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Dice, Tally, for_each_seed, ms};
+use super::seeds::{Dice, Tally, for_each_seed, ms};
 use crate::error::Status;
 use crate::signals::Signal;
 use crate::supervisor::actions::Actions;

@@ -4,7 +4,9 @@
 //! A failure prints its seed; `PANZER_SEED=N cargo test simulation` replays that one alone. `PANZER_SIMULATIONS` sets
 //! how many are run.
 
+mod checks;
 mod init_mode;
+mod seeds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,32 +23,10 @@ use super::worker::{Ready, Slot};
 use super::{Age, Effect, End, Event, Generation, NotRun, Replacement, Settings, Supervisor, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
-
-const SIMULATIONS: u64 = 100_000;
+use seeds::{Dice, Tally, for_each_seed, ms, simulations};
 
 /// What takes the model's processes that long may still be called at once.
 const LATENCY: Duration = Duration::from_millis(50);
-
-fn ms(milliseconds: u64) -> Duration {
-    Duration::from_millis(milliseconds)
-}
-
-/// Draws from the seed.
-struct Dice(Random);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0.draw() % bound
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.below(from.len() as u64)).unwrap()].clone()
-    }
-}
 
 /// A process of the model, with the rest of its group.
 #[derive(Clone, Debug)]
@@ -131,54 +111,6 @@ struct Rest {
     unkillable: bool,
     ends: Option<Duration>,
     watched: bool,
-}
-
-fn simulations() -> Vec<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    match number("PANZER_SEED") {
-        Some(seed) => vec![seed],
-        None => (0..number("PANZER_SIMULATIONS").unwrap_or(SIMULATIONS)).collect(),
-    }
-}
-
-/// How often each kind of thing happened, by name.
-type Tally = BTreeMap<&'static str, u64>;
-
-/// Runs `one` for every seed on all cores and adds up what happened; says which seed failed. Where many were run, each
-/// thing of `expected` must have happened: a model that never gets there proves nothing.
-fn for_each_seed(one: fn(u64) -> Tally, expected: &[&str]) {
-    let seeds = simulations();
-    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let mut total = Tally::new();
-    std::thread::scope(|scope| {
-        let run_part = |part: &[u64]| {
-            let mut tally = Tally::new();
-            for seed in part {
-                match std::panic::catch_unwind(|| one(*seed)) {
-                    Ok(happened) => add(&mut tally, &happened),
-                    Err(_) => panic!("seed {seed} failed; replay it with PANZER_SEED={seed} cargo test simulation"),
-                }
-            }
-            tally
-        };
-        let parts = seeds.chunks(seeds.len().div_ceil(threads).max(1));
-        let threads: Vec<_> = parts.map(|part| scope.spawn(move || run_part(part))).collect();
-        for thread in threads {
-            add(&mut total, &thread.join().expect("a seed failed"));
-        }
-    });
-    eprintln!("{} schedules: {total:?}", seeds.len());
-    if seeds.len() > 1000 {
-        for name in expected {
-            assert!(total.get(name).is_some_and(|count| *count > 100), "{name} hardly ever happens in the model");
-        }
-    }
-}
-
-fn add(total: &mut Tally, happened: &Tally) {
-    for (name, count) in happened {
-        *total.entry(name).or_insert(0) += count;
-    }
 }
 
 fn settings(dice: &mut Dice) -> Settings {
@@ -277,24 +209,6 @@ impl World {
             .collect::<Vec<_>>()
             .join("\n");
         panic!("{why} at {:?}\n{:#?}\n{tail}\n{:?}", self.now, self.settings, self.processes);
-    }
-
-    fn check(&self, holds: bool, why: &str) {
-        if !holds {
-            self.fail(why);
-        }
-    }
-
-    /// When everything must have ended; never where the schedule has no KILL and nobody asks for it.
-    fn latest_end(&self) -> Option<Duration> {
-        let after_kill = KILL_GRACE + self.settings.linger + KILL_GRACE + LATENCY * 4;
-        let killed = self.kill_told.map(|told| told + after_kill);
-        let ends_in_kill = self.settings.stop.steps().any(|step| step.signal == Signal::KILL);
-        // Whatever else was under way begins anew with this one, and what was killed before takes no longer.
-        let schedule: Duration = self.settings.stop.steps().filter_map(|step| step.wait).sum();
-        // What is left of a group by a worker's own end is stopped by the same schedule, begun no later.
-        let stopped = self.stop_told.filter(|_| ends_in_kill).map(|told| told + schedule + after_kill);
-        [killed, stopped].into_iter().flatten().min()
     }
 
     /// What the order means is the model's to say, whatever the supervisor makes of it.
@@ -430,17 +344,6 @@ impl World {
         }
     }
 
-    fn check_proof(&self, worker: WorkerId) {
-        let Some(process) = self.processes.get(&worker) else { return };
-        let must = self.settings.ready == Ready::Bind && !self.nothing_shared;
-        self.check(!must || process.listened, "a worker is ready that does not listen");
-        if let Ready::Delay(delay) = self.settings.ready {
-            self.check(self.now >= process.executed_at + delay, "a worker is ready before its time");
-        }
-        let must = self.settings.ready == Ready::Notify;
-        self.check(!must || process.said_ready, "a worker is ready that has not said so");
-    }
-
     fn load(&mut self, generation: Generation, in_use: &[Generation]) {
         self.check(!self.loaded.contains(&generation), "a generation is made twice");
         if self.dice.one_in(10) {
@@ -449,70 +352,6 @@ impl World {
         self.loaded.retain(|loaded| in_use.contains(loaded));
         self.loaded.insert(generation);
         self.queue.push(Event::GenerationLoaded(generation));
-    }
-
-    /// Nobody is left in a state that should have ended by now.
-    fn check_waiting(&self, supervisor: &Supervisor) {
-        if self.stop_told.is_some() {
-            return;
-        }
-        let must_show = matches!(self.settings.ready, Ready::Notify)
-            || (self.settings.ready == Ready::Bind && !self.nothing_shared);
-        // Whoever was replaced is about to go, and neither waited for nor listened to.
-        let stays = |(worker, process): &(&WorkerId, &Process)| !process.told && !self.replaced.contains(*worker);
-        for (_, process) in self.alive().filter(stays) {
-            let is_late = must_show && !process.is_ready && self.now > process.ready_by + LATENCY;
-            self.check(!is_late, "a worker that does not get ready is left alone");
-            let is_silent = process.is_ready && process.beat_by.is_some_and(|by| self.now > by + LATENCY);
-            self.check(!is_silent, "a silent worker is left alone");
-        }
-        let something_comes = supervisor.next_deadline().is_some() || self.next_happening().is_some();
-        let waits_for_the_old = !supervisor.leaving.is_empty();
-        self.check(
-            supervisor.reload.is_none() || something_comes || waits_for_the_old || !self.queue.is_empty(),
-            "a reload that nothing will end",
-        );
-    }
-
-    /// A worker that does its work is told to go only when another one is ready in its slot, or it is not wanted any more.
-    fn check_may_be_told(&self, worker: WorkerId) {
-        let Some(process) = self.processes.get(&worker) else { return };
-        if self.stop_told.is_some() || process.told || process.ended || !process.is_ready || worker.slot >= self.wanted
-        {
-            return;
-        }
-        self.check(self.replaced.contains(&worker), "a worker is taken away that nobody has replaced");
-        let is_early = self.not_told_before.get(&worker).is_some_and(|at| self.now < *at);
-        self.check(!is_early, "an old worker is told before its time");
-    }
-
-    /// Whoever has a queue to itself gets connections only where somebody will answer them.
-    fn check_queues(&mut self, supervisor: &Supervisor) {
-        let queues = supervisor.queues(self.now);
-        self.check(queues.contains(&QueueState::Serving), "nobody takes connections");
-        let wanted = usize::try_from(self.wanted).unwrap();
-        let somebody_left_out = queues.iter().take(wanted).any(|queue| *queue != QueueState::Serving);
-        for (slot, queue) in (0..).zip(queues) {
-            // panzer may have given up on what cannot be killed.
-            let killable = self.alive().any(|(worker, process)| worker.slot == slot && !process.unkillable);
-            let lives = self.alive().any(|(worker, _)| worker.slot == slot);
-            // What is on its way to the supervisor, it cannot know yet.
-            let is_news = self.queue.iter().any(|event| life(event).is_some_and(|worker| worker.slot == slot));
-            match queue {
-                QueueState::Serving if somebody_left_out => {
-                    self.check(lives || is_news, "connections go to a slot without a worker");
-                }
-                QueueState::Serving => {}
-                QueueState::Held => *self.tally.entry("queue_held").or_insert(0) += 1,
-                QueueState::Abandoned => {
-                    self.check(!killable || is_news, "a living worker's queue is abandoned");
-                    let is_it = |one: &&Slot| one.number == slot && slot < self.wanted;
-                    let next = supervisor.slots.iter().find(is_it).and_then(|one| one.current.deadline(self.now));
-                    self.check(next.is_none_or(|at| at > self.now + SOON), "connections are let go of too early");
-                    *self.tally.entry("queue_abandoned").or_insert(0) += 1;
-                }
-            }
-        }
     }
 
     fn spawn(&mut self, worker: WorkerId, generation: Generation, is_successor: bool) {
@@ -595,11 +434,6 @@ impl World {
             unkillable: self.dice.one_in(60),
         };
         self.processes.insert(worker, process);
-    }
-
-    /// Whether an old worker goes on beside a new one that is ready.
-    fn has_delay(&self) -> bool {
-        !self.settings.replacement.kill_old_delay.is_zero() || self.settings.have_own_queues
     }
 
     fn signal(&mut self, worker: WorkerId, signal: Signal) {
