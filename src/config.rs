@@ -13,8 +13,7 @@ use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
 use crate::supervisor::restart::{Backoff, Restart};
 use crate::supervisor::stop::Schedule;
-use crate::supervisor::worker::{Ready, STANDARD_DELAY};
-use crate::supervisor::{Age, Replacement};
+use crate::supervisor::{Age, Ready, Replacement, STANDARD_DELAY};
 
 /// `0.1.0`
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

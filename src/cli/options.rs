@@ -9,12 +9,11 @@ use super::values::{self, Read};
 use crate::config::{Balance, Config, LogFormat, MOST_WORKERS, SharePorts, Show, Workers};
 use crate::error::cause;
 use crate::signals::Signal;
-use crate::supervisor::Age;
 use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
 use crate::supervisor::restart::{Backoff, Restart};
 use crate::supervisor::stop::Schedule;
-use crate::supervisor::worker::Ready;
+use crate::supervisor::{Age, Ready};
 
 /// What an option takes, and what it does with it.
 #[derive(Clone, Copy)]

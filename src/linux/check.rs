@@ -5,9 +5,9 @@ use std::fmt::Write;
 use super::{cpus, listen, prepare, state_files};
 use crate::config::{Config, SharePorts, Workers};
 use crate::error::Error;
+use crate::supervisor::Ready;
 use crate::supervisor::report::Rounded;
 use crate::supervisor::stop::Schedule;
-use crate::supervisor::worker::Ready;
 
 /// Checks what a start would need and describes it, a line each.
 ///

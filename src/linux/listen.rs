@@ -5,10 +5,10 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen, socket_with, sockopt,
 };
 
-use super::ports::another_member;
+use super::own_path::OwnPath;
+use super::socket_options::SocketOptions;
 use super::sys;
 use crate::config::{Address, Listen};
 use crate::error::{Error, cause};
@@ -67,16 +68,6 @@ pub(super) struct Listener {
     pub(super) path: Option<OwnPath>,
 }
 
-/// A file that panzer has made: device and inode tell it from what somebody else may put there later.
-#[derive(Debug)]
-pub(super) struct OwnPath {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-    /// What it holds, where others could write to it.
-    content: Option<String>,
-}
-
 impl Listener {
     /// The socket that a slot gets.
     pub(super) fn socket_of(&self, slot: u32) -> Option<&Rc<OwnedFd>> {
@@ -102,39 +93,6 @@ impl Listener {
         let is_of_datagrams = |socket: &Rc<OwnedFd>| sockopt::socket_type(socket) == Ok(SocketType::DGRAM);
         if self.is_group && self.sockets.first().is_some_and(is_of_datagrams) {
             self.sockets.truncate(usize::try_from(count).unwrap_or(usize::MAX));
-        }
-    }
-}
-
-impl OwnPath {
-    /// What is at this path now.
-    ///
-    /// # Errors
-    /// Nothing that could be looked at.
-    pub(super) fn of(path: &Path) -> std::io::Result<Self> {
-        let found = fs::symlink_metadata(path)?;
-        Ok(Self { path: path.to_owned(), device: found.dev(), inode: found.ino(), content: None })
-    }
-
-    /// The same file under another name, with what it holds.
-    pub(super) fn moved_to(mut self, path: &Path, content: &str) -> Self {
-        path.clone_into(&mut self.path);
-        self.content = Some(content.to_owned());
-        self
-    }
-
-    /// Whether it is still there.
-    fn is_ours(&self) -> bool {
-        let is_it = |found: fs::Metadata| found.dev() == self.device && found.ino() == self.inode;
-        let holds = |content: &String| fs::read(&self.path).is_ok_and(|found| found == content.as_bytes());
-        fs::symlink_metadata(&self.path).is_ok_and(is_it) && self.content.as_ref().is_none_or(holds)
-    }
-}
-
-impl Drop for OwnPath {
-    fn drop(&mut self) {
-        if self.is_ours() {
-            let _ = fs::remove_file(&self.path);
         }
     }
 }
@@ -253,6 +211,24 @@ fn one_of(wanted: &Listen, address: SocketAddr, kind: SocketType, is_of_group: b
     }
     bind(&socket, &address)?;
     Ok(socket)
+}
+
+/// A socket that is like one of a group and bound beside it, with a number of at least `lowest`.
+pub(super) fn another_member(member: &OwnedFd, lowest: RawFd) -> Result<OwnedFd, Errno> {
+    let (address, kind) = (SocketAddr::try_from(getsockname(member)?)?, sockopt::socket_type(member)?);
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    SocketOptions::difference(member.as_fd(), socket.as_fd()).apply(socket.as_fd());
+    sockopt::set_socket_reuseport(&socket, true)?;
+    let flags = rustix::fs::fcntl_getfl(member)?;
+    rustix::fs::fcntl_setfl(&socket, flags)?;
+    // All of a group must be one user's, and a socket is whose its inode is (`sockfs_setattr`, net/socket.c).
+    let owner = rustix::fs::fstat(member)?.st_uid;
+    if owner != rustix::process::geteuid().as_raw() {
+        rustix::fs::fchown(&socket, Some(rustix::process::Uid::from_raw(owner)), None)?;
+    }
+    bind(&socket, &address)?;
+    rustix::io::fcntl_dupfd_cloexec(socket, lowest)
 }
 
 /// Binds a path with its mode from the first moment on.

@@ -8,7 +8,7 @@
 //! - `spawn`, `environment`: a worker's start, and the variables that it sees
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
 //! - `ports`: what workers bind by themselves
-//! - `listen`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
+//! - `listen`, `socket_options`, `own_path`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
 //! - `log`: the lines on stderr
 //! - `sys`: the calls that need `unsafe`
 
@@ -24,10 +24,12 @@ mod guard;
 mod idle;
 mod listen;
 mod log;
+mod own_path;
 mod ports;
 mod prepare;
 mod processes;
 mod signal_source;
+mod socket_options;
 mod spawn;
 mod state_files;
 mod sys;

@@ -28,8 +28,7 @@ use crate::signals::Signal;
 use crate::supervisor::actions::{Action, Actions};
 use crate::supervisor::report::Level;
 use crate::supervisor::stop::Schedule;
-use crate::supervisor::worker::Ready;
-use crate::supervisor::{self, Generation, Supervisor, init, init::Init};
+use crate::supervisor::{self, Generation, Ready, Supervisor, init, init::Init};
 
 /// How the name of the variable begins by which the guard knows what panzer started.
 const COOKIE: &str = "PANZER_COOKIE_";

@@ -20,7 +20,8 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::environment::{self, EnvironmentSource, OfGeneration};
 use super::feedback::{self, Feedback};
-use super::listen::{FIRST_DESCRIPTOR, Listener, OwnPath};
+use super::listen::{FIRST_DESCRIPTOR, Listener};
+use super::own_path::OwnPath;
 use super::sys::{self, Fork, InitialSignals, Instruction, Pid, Pointers, StringList};
 use super::terminal::Terminal;
 use super::users::Credentials;

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
-use super::listen::OwnPath;
 use super::log::Log;
+use super::own_path::OwnPath;
 use crate::error::{Error, cause};
 use crate::supervisor::report::Level;
 

@@ -2,6 +2,8 @@
 //!
 //! Pure data. Must never hold a descriptor, a pid or a clock.
 
+use std::time::Duration;
+
 use super::notice::Notice;
 use super::report::Report;
 use crate::error::Status;
@@ -61,6 +63,43 @@ impl End {
             Self::CannotRun(not_run) => not_run.status,
         }
     }
+}
+
+/// What a starting worker has to show.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Proof {
+    /// That its program is executed.
+    Execution,
+    /// That it lives at this time.
+    Age(Duration),
+    /// That it listens.
+    Listening,
+    /// Its own word.
+    Word,
+    /// Nothing more.
+    Shown,
+}
+
+/// Why a single worker is replaced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// It is so old.
+    Age(Duration),
+    /// It uses so many bytes.
+    Memory(u64),
+}
+
+/// Why a new life did not take the place of the old one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// It ended.
+    Ended(End),
+    /// It had not proved itself within this time; what it had still to show.
+    NotReady(Duration, Proof),
+    /// It was ready, and not heard of for this long; `None`: it has asked for this.
+    Silent(Option<Duration>),
+    /// It has said that it was stopping, and did not end.
+    NotEnded,
 }
 
 /// What happened.

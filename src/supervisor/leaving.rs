@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use super::events::say;
 use super::report::Report;
-use super::rollout::Recycling;
-use super::rotation::Others;
 use super::settings::Settings;
 use super::stop::{Due, Escalation, Schedule};
-use super::worker::Life;
+use super::worker::{Life, Recycling};
 use super::{Effect, WorkerId};
 use crate::signals::Signal;
 
@@ -69,6 +67,17 @@ pub(super) struct Leaving {
     pub(super) is_orphaned: bool,
     manner: Manner,
     stage: Stage,
+}
+
+/// Who else could take the new connections of a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Others {
+    /// Some slot does.
+    Serve,
+    /// Some slot will in a moment; now it is kept out for an old worker of its own.
+    Rest,
+    /// Nobody.
+    Nobody,
 }
 
 /// What [`Leaving::advance`] came to.

@@ -9,10 +9,9 @@ use super::leaving::{Leaving, Manner};
 use super::notice::Notice;
 use super::report::{Next, Reason, Report};
 use super::restart::{GOOD_LIFE, Random, Restart};
-use super::rollout::{Failure, Recycling, Why};
-use super::settings::Settings;
-use super::worker::{Due, Life, Proof, Purpose, Ready, Slot, State};
-use super::{Effect, End, NotRun, Phase, Reached, Supervisor, WorkerId};
+use super::settings::{Ready, Settings};
+use super::worker::{Due, Life, Purpose, Recycling, Slot, State};
+use super::{Effect, End, Failure, NotRun, Phase, Proof, Reached, Supervisor, Why, WorkerId};
 use crate::error::Status;
 
 /// A worker that was ready for at least this long and ends with success has done its work, as servers with a limit of

@@ -39,13 +39,13 @@ use crate::signals::Signal;
 use actions::Action;
 use clearing::{Clearing, Progress};
 use events::say;
-pub use events::{Effect, End, Event, Generation, NotRun, Reach, WorkerId};
-use leaving::{Leaving, Manner, Outcome};
+pub use events::{Effect, End, Event, Failure, Generation, NotRun, Proof, Reach, Why, WorkerId};
+use leaving::{Leaving, Manner, Others, Outcome};
 use report::Report;
 use restart::Random;
 use rollout::Reload;
-use rotation::{Others, QueueState};
-pub use settings::{Age, Replacement, Settings};
+use rotation::QueueState;
+pub use settings::{Age, Ready, Replacement, STANDARD_DELAY, Settings};
 use worker::{Slot, State};
 
 /// How often the memory of workers is looked at, where it has a limit.

@@ -5,9 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::rollout::{Failure, Why};
-use super::worker::Proof;
-use super::{End, Generation, NotRun, WorkerId};
+use super::{End, Failure, Generation, NotRun, Proof, Why, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
 

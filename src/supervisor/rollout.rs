@@ -6,51 +6,12 @@
 use std::time::Duration;
 
 use super::events::say;
+use super::events::{Failure, Proof};
 use super::leaving::{Leaving, Manner};
 use super::report::Report;
-use super::worker::{Life, Proof, Purpose, Slot, State};
-use super::{Effect, End, Generation, Supervisor};
+use super::worker::{Life, Purpose, Recycling, Slot, State};
+use super::{Effect, Generation, Supervisor};
 use crate::signals::Signal;
-
-/// Why a single worker is replaced.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Why {
-    /// It is so old.
-    Age(Duration),
-    /// It uses so many bytes.
-    Memory(u64),
-}
-
-/// A worker that is to be replaced, and what has come of that so far.
-#[derive(Clone, Debug)]
-pub struct Recycling {
-    /// The reason.
-    why: Why,
-    /// No try comes before this time.
-    not_before: Duration,
-    /// Tries in a row that failed.
-    failures: u32,
-}
-
-impl Recycling {
-    /// At once.
-    pub(super) fn new(why: Why) -> Self {
-        Self { why, not_before: Duration::ZERO, failures: 0 }
-    }
-}
-
-/// Why a new life did not take the place of the old one.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Failure {
-    /// It ended.
-    Ended(End),
-    /// It had not proved itself within this time; what it had still to show.
-    NotReady(Duration, Proof),
-    /// It was ready, and not heard of for this long; `None`: it has asked for this.
-    Silent(Option<Duration>),
-    /// It has said that it was stopping, and did not end.
-    NotEnded,
-}
 
 /// A replacement that can begin.
 struct Due {

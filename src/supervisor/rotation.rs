@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::leaving::Leaving;
+use super::leaving::{Leaving, Others};
 use super::worker::{Life, Slot, State};
 
 /// Connections wait for a worker that comes no later than this.
@@ -28,17 +28,6 @@ fn is_kept_out(leaving: &[Leaving], slot: u32) -> bool {
 
 fn serves(slot: &Slot, leaving: &[Leaving]) -> bool {
     slot.current.is_ready() && !slot.current.is_stopping && !is_kept_out(leaving, slot.number)
-}
-
-/// Who else could take the new connections of a slot.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Others {
-    /// Some slot does.
-    Serve,
-    /// Some slot will in a moment; now it is kept out for an old worker of its own.
-    Rest,
-    /// Nobody.
-    Nobody,
 }
 
 /// Who else could take the new connections of this slot, of which `wanted` are to be.

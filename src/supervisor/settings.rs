@@ -5,10 +5,41 @@ use std::time::Duration;
 use super::actions::Actions;
 use super::restart::{Backoff, Restart};
 use super::stop::Schedule;
-use super::worker::Ready;
 use super::{Effect, Reach, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
+
+/// When a worker counts as ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ready {
+    /// As soon as its program was executed.
+    Exec,
+    /// When it has lived this long after that.
+    Delay(Duration),
+    /// When it listens on a port that workers share.
+    Bind,
+    /// The same, or when it has lived this long, unless an earlier life of its slot has listened.
+    BindOrDelay(Duration),
+    /// When it says so to `NOTIFY_SOCKET` (`sd_notify(3)`).
+    Notify,
+    /// When it writes a newline to `PANZER_READY_FD`, as with s6.
+    Descriptor,
+}
+
+/// How long a worker must live to be ready where nothing else tells.
+pub const STANDARD_DELAY: Duration = Duration::from_secs(1);
+
+impl Ready {
+    /// The same where nobody can be seen to listen.
+    #[must_use]
+    pub fn without_sharing(self) -> Self {
+        match self {
+            Self::Bind => Self::Delay(STANDARD_DELAY),
+            Self::BindOrDelay(delay) => Self::Delay(delay),
+            Self::Exec | Self::Delay(_) | Self::Notify | Self::Descriptor => self,
+        }
+    }
+}
 
 /// How old a worker may become.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

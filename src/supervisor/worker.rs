@@ -4,55 +4,8 @@
 
 use std::time::Duration;
 
-use super::rollout::Recycling;
+use super::events::{Proof, Why};
 use super::{Generation, WorkerId};
-
-/// When a worker counts as ready.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ready {
-    /// As soon as its program was executed.
-    Exec,
-    /// When it has lived this long after that.
-    Delay(Duration),
-    /// When it listens on a port that workers share.
-    Bind,
-    /// The same, or when it has lived this long, unless an earlier life of its slot has listened.
-    BindOrDelay(Duration),
-    /// When it says so to `NOTIFY_SOCKET` (`sd_notify(3)`).
-    Notify,
-    /// When it writes a newline to `PANZER_READY_FD`, as with s6.
-    Descriptor,
-}
-
-/// How long a worker must live to be ready where nothing else tells.
-pub const STANDARD_DELAY: Duration = Duration::from_secs(1);
-
-impl Ready {
-    /// The same where nobody can be seen to listen.
-    #[must_use]
-    pub fn without_sharing(self) -> Self {
-        match self {
-            Self::Bind => Self::Delay(STANDARD_DELAY),
-            Self::BindOrDelay(delay) => Self::Delay(delay),
-            Self::Exec | Self::Delay(_) | Self::Notify | Self::Descriptor => self,
-        }
-    }
-}
-
-/// What a starting worker has to show.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Proof {
-    /// That its program is executed.
-    Execution,
-    /// That it lives at this time.
-    Age(Duration),
-    /// That it listens.
-    Listening,
-    /// Its own word.
-    Word,
-    /// Nothing more.
-    Shown,
-}
 
 /// Why a life was begun.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -185,6 +138,24 @@ impl Life {
             State::Ready { .. } => [self.beat_by, self.retire_at].into_iter().flatten().min(),
             State::Ended => None,
         }
+    }
+}
+
+/// A worker that is to be replaced, and what has come of that so far.
+#[derive(Clone, Debug)]
+pub struct Recycling {
+    /// The reason.
+    pub(super) why: Why,
+    /// No try comes before this time.
+    pub(super) not_before: Duration,
+    /// Tries in a row that failed.
+    pub(super) failures: u32,
+}
+
+impl Recycling {
+    /// At once.
+    pub(super) fn new(why: Why) -> Self {
+        Self { why, not_before: Duration::ZERO, failures: 0 }
     }
 }
 

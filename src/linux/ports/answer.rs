@@ -14,11 +14,11 @@ use rustix::process::{Resource, getrlimit};
 use super::caller::{Caller, CallersSocket, Memory, Registration, Wanted, inode};
 use super::filter::Call;
 use super::names::Place;
-use super::options::{Options, SO_BINDTOIFINDEX};
 use super::shared::{Address, FirstBind, SharedListener, new_socket};
 use super::{CONNECTED, Ports, UNLISTENED, plain, until_shut_down};
 use crate::error::cause;
 use crate::linux::log::Log;
+use crate::linux::socket_options::{SO_BINDTOIFINDEX, SocketOptions};
 use crate::linux::sys::{self, Answer, Notification};
 use crate::supervisor::report::Level;
 use crate::supervisor::{Event, WorkerId};
@@ -98,7 +98,7 @@ struct Binding<'a> {
     descriptor: RawFd,
     socket: &'a CallersSocket,
     /// What the caller has set on it.
-    options: &'a Options,
+    options: &'a SocketOptions,
 }
 
 impl Ports {
@@ -253,12 +253,12 @@ impl Ports {
         caller: &Caller,
         descriptor: RawFd,
         socket: &CallersSocket,
-    ) -> (Option<OwnedFd>, Options) {
+    ) -> (Option<OwnedFd>, SocketOptions) {
         let taken = if self.settings.takes_sockets { caller.take(descriptor).ok() } else { None };
         let taken = taken.filter(|taken| inode(taken) == Some(socket.inode));
         let fresh = socket.protocol.and_then(|protocol| new_socket(protocol, socket.is_ipv6).ok());
         let options = match (&taken, fresh) {
-            (Some(taken), Some(fresh)) => Options::difference(taken.as_fd(), fresh.as_fd()),
+            (Some(taken), Some(fresh)) => SocketOptions::difference(taken.as_fd(), fresh.as_fd()),
             _ => self.remembered(request, socket.inode),
         };
         (taken, options)
@@ -503,9 +503,9 @@ impl Ports {
     }
 
     /// Takes out what is remembered of a socket.
-    fn remembered(&mut self, request: &Request<'_>, inode: u64) -> Options {
+    fn remembered(&mut self, request: &Request<'_>, inode: u64) -> SocketOptions {
         let filter = self.filters.iter_mut().find(|filter| filter.worker == request.worker);
-        let Some(filter) = filter else { return Options::default() };
+        let Some(filter) = filter else { return SocketOptions::default() };
         let found = filter.options.iter().position(|(known, _)| *known == inode);
         found.map(|found| filter.options.remove(found).1).unwrap_or_default()
     }
@@ -563,7 +563,7 @@ fn hand_over(
 
 /// Whether what the caller wants to bind takes IPv4 connections, or does not, just as `own` does: where the address can
 /// be for both, that makes them two.
-fn same_families(address: &Address, own: &OwnedFd, socket: &CallersSocket, options: &Options) -> bool {
+fn same_families(address: &Address, own: &OwnedFd, socket: &CallersSocket, options: &SocketOptions) -> bool {
     let can_be_both = match address {
         Address::Internet(SocketAddr::V6(address)) => {
             address.ip().is_unspecified() || address.ip().to_ipv4_mapped().is_some()

@@ -6,7 +6,7 @@
 use std::ffi::{c_int, c_long};
 use std::os::fd::RawFd;
 
-use super::options::WATCHED;
+use crate::linux::socket_options::WATCHED;
 use crate::linux::sys::{AUDIT_ARCH, Instruction, Notification};
 
 /// Where the filter's data has the call's number, the machine and the arguments' lower halves (`seccomp(2)`); all

@@ -6,7 +6,7 @@
 //!
 //! - `filter`: which calls come here; `answer`: what becomes of each
 //! - `caller`, `identity`: who makes one, what it is about, and doing something as that process
-//! - `shared`: one address and its sockets; `options` and `names`: what else belongs to them
+//! - `shared`: one address and its sockets; `names`: what else belongs to a path
 //! - `queues`: one queue for each slot
 
 mod answer;
@@ -14,7 +14,6 @@ mod caller;
 mod filter;
 mod identity;
 mod names;
-mod options;
 mod queues;
 mod shared;
 
@@ -33,18 +32,18 @@ use rustix::net::{SocketAddrUnix, SocketType, sockopt};
 use super::idle;
 use super::listen::{Listener, Queues};
 use super::log::Log;
+use super::socket_options::SocketOptions;
 use crate::error::cause;
 use crate::supervisor::report::Level;
 use crate::supervisor::rotation::QueueState;
 use crate::supervisor::{Event, WorkerId};
 use answer::Waiting;
 use names::{KeptName, Names, Place};
-use options::Options;
 use shared::{Address, Changed, SharedListener};
 
 pub(super) use caller::can_take_sockets;
 pub(super) use filter::{AlsoSent, program};
-pub(super) use queues::{MOST_QUEUES, another_member};
+pub(super) use queues::MOST_QUEUES;
 
 /// What was bound and does not listen is looked at after this time, and then at the interval of [`UNUSED`].
 const UNLISTENED: Duration = Duration::from_secs(1);
@@ -112,7 +111,7 @@ struct Filter {
     worker: WorkerId,
     descriptor: Rc<OwnedFd>,
     /// What it has set on sockets that it has not bound yet, the latest last.
-    options: Vec<(u64, Options)>,
+    options: Vec<(u64, SocketOptions)>,
     /// In whose place there is a listener now, and which one, the latest last.
     replaced: Vec<(u64, Address)>,
 }

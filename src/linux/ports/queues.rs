@@ -4,16 +4,13 @@
 //! The queues of one address are a SO_REUSEPORT group; the kernel counts its sockets in the order in which they began
 //! to listen. Must never let go of a connection that a worker will answer.
 
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, accept_with, bind, getsockname, socket_with, sockopt};
-use rustix::process::Uid;
+use rustix::net::{SocketFlags, accept_with, sockopt};
 
-use super::options::Options;
 use crate::linux::sys::{self, Instruction};
 
 /// A program for the kernel may have 4096 instructions and, before Linux 6.9, 20 kB (`net.core.optmem_max`); each queue
@@ -26,24 +23,6 @@ const LET_GO_AT_ONCE: usize = 1000;
 /// Has new connections go to these places of the group of which `member` is one, to each as likely.
 pub(super) fn steer(member: &OwnedFd, places: &[u32]) -> std::io::Result<()> {
     sys::attach_reuseport_program(member.as_fd(), &program(places))
-}
-
-/// A socket that is like one of a group and bound beside it, with a number of at least `lowest`.
-pub(in crate::linux) fn another_member(member: &OwnedFd, lowest: RawFd) -> Result<OwnedFd, Errno> {
-    let (address, kind) = (SocketAddr::try_from(getsockname(member)?)?, sockopt::socket_type(member)?);
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
-    Options::difference(member.as_fd(), socket.as_fd()).apply(socket.as_fd());
-    sockopt::set_socket_reuseport(&socket, true)?;
-    let flags = rustix::fs::fcntl_getfl(member)?;
-    rustix::fs::fcntl_setfl(&socket, flags)?;
-    // All of a group must be one user's, and a socket is whose its inode is (`sockfs_setattr`, net/socket.c).
-    let owner = rustix::fs::fstat(member)?.st_uid;
-    if owner != rustix::process::geteuid().as_raw() {
-        rustix::fs::fchown(&socket, Some(Uid::from_raw(owner)), None)?;
-    }
-    bind(&socket, &address)?;
-    rustix::io::fcntl_dupfd_cloexec(socket, lowest)
 }
 
 /// How many connections wait in a listener's queue: `tcpi_unacked` counts them there (`tcp_get_info`, net/ipv4/tcp.c).

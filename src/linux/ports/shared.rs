@@ -17,11 +17,11 @@ use rustix::net::{
 
 use super::caller::{Caller, CallersSocket, Protocol, Wanted, inode};
 use super::names::KeptName;
-use super::options::Options;
 use super::{CONNECTED, Token, queues, until_shut_down};
 use crate::error::cause;
-use crate::linux::listen::{Listener, Queues};
+use crate::linux::listen::{Listener, Queues, another_member};
 use crate::linux::log::Log;
+use crate::linux::socket_options::SocketOptions;
 use crate::linux::{processes, sys};
 use crate::supervisor::WorkerId;
 use crate::supervisor::report::Level;
@@ -112,7 +112,7 @@ pub(super) struct FirstBind<'a> {
     /// panzer's own descriptor for it, where it can be had.
     pub(super) taken: Option<OwnedFd>,
     /// What the caller has set on it.
-    pub(super) options: &'a Options,
+    pub(super) options: &'a SocketOptions,
     /// The address as the caller wrote it.
     pub(super) wanted: &'a Wanted,
     /// The same for panzer.
@@ -264,7 +264,7 @@ impl SharedListener {
         let Some(member) = self.sockets.first().filter(|_| self.is_group).map(Rc::clone) else { return Ok(()) };
         let first = u32::try_from(self.sockets.len()).unwrap_or(count);
         for slot in first..count {
-            let socket = queues::another_member(&member, lowest)?;
+            let socket = another_member(&member, lowest)?;
             if let Some(backlog) = self.backlog {
                 listen(&socket, backlog)?;
             }

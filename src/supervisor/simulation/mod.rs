@@ -16,11 +16,12 @@ use super::lives::SHORTEST_RETRY;
 use super::notice::Notice;
 use super::report::{Next, Report};
 use super::restart::{Backoff, Random, Restart};
-use super::rollout::{Failure, Why};
 use super::rotation::{QueueState, SOON};
 use super::stop::{KILL_GRACE, Schedule};
-use super::worker::{Ready, Slot};
-use super::{Age, Effect, End, Event, Generation, NotRun, Replacement, Settings, Supervisor, WorkerId};
+use super::worker::Slot;
+use super::{
+    Age, Effect, End, Event, Failure, Generation, NotRun, Ready, Replacement, Settings, Supervisor, Why, WorkerId,
+};
 use crate::error::Status;
 use crate::signals::Signal;
 use seeds::{Dice, Tally, for_each_seed, ms, simulations};

@@ -66,11 +66,11 @@ pub(super) const WATCHED: [Name; 11] = [
 /// panzer is built for. `SO_BINDTODEVICE` says the same by name.
 pub(super) const SO_BINDTOIFINDEX: c_int = 62;
 
-/// Options with the values that they were set to.
+/// SocketOptions with the values that they were set to.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Options(Vec<(Name, [u8; sys::SOCKET_OPTION_LENGTH])>);
+pub(super) struct SocketOptions(Vec<(Name, [u8; sys::SOCKET_OPTION_LENGTH])>);
 
-impl Options {
+impl SocketOptions {
     /// Those in which `socket` differs from `fresh`, a new one of its kind.
     pub(super) fn difference(socket: BorrowedFd<'_>, fresh: BorrowedFd<'_>) -> Self {
         let set = KNOWN.iter().filter_map(|(level, name)| {
