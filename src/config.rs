@@ -5,15 +5,12 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use crate::error::Status;
 use crate::signals::Signal;
+use crate::supervisor::Policy;
 use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
-use crate::supervisor::restart::{Backoff, Restart};
 use crate::supervisor::stop::Schedule;
-use crate::supervisor::{Age, Ready, Replacement, STANDARD_DELAY};
 
 /// `0.1.0`
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -138,38 +135,14 @@ pub struct Config {
     pub share_ports: SharePorts,
     /// How they share a listener's connections.
     pub balance: Balance,
-    /// When a worker is ready.
-    pub ready: Ready,
-    /// How long it may take to show that.
-    pub ready_timeout: Duration,
-    /// Whether an ended worker is started again.
-    pub restart: Restart,
-    /// The delays before that.
-    pub backoff: Backoff,
-    /// No two starts are closer together.
-    pub stagger: Duration,
-    /// Lives in a row that may end before any worker is ready; 0: any number.
-    pub crash_limit: u32,
-    /// Statuses that end it all.
-    pub fatal_exits: Vec<Status>,
+    /// When workers are ready, started again, replaced.
+    pub policy: Policy,
     /// How workers are stopped; `None`: TERM/25/KILL in supervise mode, nothing of our own in init mode.
     pub stop: Option<Schedule>,
     /// How one is stopped while the others go on; `None`: as all are.
     pub reload_stop: Option<Schedule>,
-    /// How workers are replaced.
-    pub replacement: Replacement,
-    /// How old they may become.
-    pub max_age: Option<Age>,
-    /// How many bytes a worker's process group may use.
-    pub max_rss: Option<u64>,
-    /// How often they must beat.
-    pub watchdog: Option<Duration>,
-    /// How long what was left behind may take after TERM.
-    pub linger: Duration,
     /// Changed signals.
     pub on: Vec<(Signal, Action)>,
-    /// Signals go to the main process only.
-    pub no_group: bool,
     /// What panzer gets when its own parent dies.
     pub pdeathsig: Option<Signal>,
     /// Where panzer's pid is written.
@@ -180,8 +153,6 @@ pub struct Config {
     pub level: Level,
     /// How they look.
     pub log_format: LogFormat,
-    /// Statuses that count as 0.
-    pub ok_exits: Vec<Status>,
     /// Check and say what would run.
     pub check: bool,
     /// Print this instead.
@@ -205,28 +176,15 @@ impl Default for Config {
             backlog: 4096,
             share_ports: SharePorts::Auto,
             balance: Balance::Shared,
-            ready: Ready::BindOrDelay(STANDARD_DELAY),
-            ready_timeout: Duration::from_secs(60),
-            restart: Restart::Always,
-            backoff: Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) },
-            stagger: Duration::ZERO,
-            crash_limit: 5,
-            fatal_exits: Vec::new(),
+            policy: Policy::default(),
             stop: None,
             reload_stop: None,
-            replacement: Replacement { tries: 1, surge: 1, kill_old_delay: Duration::ZERO },
-            max_age: None,
-            max_rss: None,
-            watchdog: None,
-            linger: Duration::from_secs(2),
             on: Vec::new(),
-            no_group: false,
             pdeathsig: None,
             pid_file: None,
             status_file: None,
             level: Level::Info,
             log_format: LogFormat::Text,
-            ok_exits: Vec::new(),
             check: false,
             show: None,
             command: Vec::new(),

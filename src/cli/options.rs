@@ -218,7 +218,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "ready",
         takes: Takes::One("WHEN", |config, value| {
-            config.ready = ready(text(value)?)?;
+            config.policy.ready = ready(text(value)?)?;
             Ok(())
         }),
         needs_workers: true,
@@ -230,7 +230,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "ready-timeout",
         takes: Takes::One("T", |config, value| {
-            config.ready_timeout = interval(text(value)?)?;
+            config.policy.ready_timeout = interval(text(value)?)?;
             Ok(())
         }),
         needs_workers: true,
@@ -242,7 +242,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "restart",
         takes: Takes::One("WHEN", |config, value| {
-            config.restart = match text(value)? {
+            config.policy.restart = match text(value)? {
                 "always" => Restart::Always,
                 "on-failure" => Restart::OnFailure,
                 "never" => Restart::Never,
@@ -259,7 +259,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "backoff",
         takes: Takes::One("MIN:MAX", |config, value| {
-            config.backoff = backoff(text(value)?)?;
+            config.policy.backoff = backoff(text(value)?)?;
             Ok(())
         }),
         needs_workers: true,
@@ -271,7 +271,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "stagger",
         takes: Takes::One("T", |config, value| {
-            config.stagger = values::duration(text(value)?)?;
+            config.policy.stagger = values::duration(text(value)?)?;
             Ok(())
         }),
         needs_workers: true,
@@ -283,7 +283,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "crash-limit",
         takes: Takes::One("N", |config, value| {
-            config.crash_limit = values::number(text(value)?, 0, u32::MAX)?;
+            config.policy.crash_limit = values::number(text(value)?, 0, u32::MAX)?;
             Ok(())
         }),
         needs_workers: true,
@@ -295,7 +295,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "fatal-exit",
         takes: Takes::Many("STATUS", |config, value| {
-            config.fatal_exits.push(values::status(text(value)?)?);
+            config.policy.fatal_exits.push(values::status(text(value)?)?);
             Ok(())
         }),
         needs_workers: true,
@@ -331,7 +331,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "reload-tries",
         takes: Takes::One("N", |config, value| {
-            config.replacement.tries = values::number(text(value)?, 0, u32::MAX)?;
+            config.policy.replacement.tries = values::number(text(value)?, 0, u32::MAX)?;
             Ok(())
         }),
         needs_workers: true,
@@ -343,7 +343,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "surge",
         takes: Takes::One("N", |config, value| {
-            config.replacement.surge = values::number(text(value)?, 1, MOST_WORKERS)?;
+            config.policy.replacement.surge = values::number(text(value)?, 1, MOST_WORKERS)?;
             Ok(())
         }),
         needs_workers: true,
@@ -355,7 +355,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "kill-old-delay",
         takes: Takes::One("T", |config, value| {
-            config.replacement.kill_old_delay = values::duration(text(value)?)?;
+            config.policy.replacement.kill_old_delay = values::duration(text(value)?)?;
             Ok(())
         }),
         needs_workers: true,
@@ -367,7 +367,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "max-age",
         takes: Takes::One("T[~JITTER]", |config, value| {
-            config.max_age = Some(age(text(value)?)?);
+            config.policy.max_age = Some(age(text(value)?)?);
             Ok(())
         }),
         needs_workers: true,
@@ -379,7 +379,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "max-rss",
         takes: Takes::One("SIZE", |config, value| {
-            config.max_rss = Some(values::size(text(value)?)?);
+            config.policy.max_memory = Some(values::size(text(value)?)?);
             Ok(())
         }),
         needs_workers: true,
@@ -391,7 +391,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "watchdog",
         takes: Takes::One("T", |config, value| {
-            config.watchdog = Some(interval(text(value)?)?);
+            config.policy.watchdog = Some(interval(text(value)?)?);
             Ok(())
         }),
         needs_workers: true,
@@ -403,7 +403,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "linger",
         takes: Takes::One("T", |config, value| {
-            config.linger = values::duration(text(value)?)?;
+            config.policy.linger = values::duration(text(value)?)?;
             Ok(())
         }),
         needs_workers: false,
@@ -432,7 +432,7 @@ pub static OPTIONS: &[Opt] = &[
         group: SIGNALS,
         short: None,
         long: "no-group",
-        takes: Takes::Nothing(|config| config.no_group = true),
+        takes: Takes::Nothing(|config| config.policy.no_group = true),
         needs_workers: false,
         summary: "signal the main process alone (KILL in a stop reaches the group); without -n also leave alone what remains",
         default: "",
@@ -455,7 +455,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "ok-exit",
         takes: Takes::Many("STATUS", |config, value| {
-            config.ok_exits.push(values::status(text(value)?)?);
+            config.policy.ok_exits.push(values::status(text(value)?)?);
             Ok(())
         }),
         needs_workers: false,

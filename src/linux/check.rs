@@ -64,7 +64,7 @@ pub fn check(config: &Config) -> Result<String, Error> {
 
 /// When a worker is ready and replaced, and who can read of it.
 fn describe_replacement(config: &Config, out: &mut String) -> Result<(), Error> {
-    let ready = match config.ready {
+    let ready = match config.policy.ready {
         Ready::Exec => "when executed".to_owned(),
         Ready::Delay(delay) => format!("after {}", Rounded(delay)),
         Ready::Bind => "when it listens".to_owned(),
@@ -72,7 +72,7 @@ fn describe_replacement(config: &Config, out: &mut String) -> Result<(), Error> 
         Ready::Notify => "when it sends READY=1".to_owned(),
         Ready::Descriptor => "when it writes a newline to PANZER_READY_FD".to_owned(),
     };
-    let _ = writeln!(out, "  ready: {ready}; within {}", Rounded(config.ready_timeout));
+    let _ = writeln!(out, "  ready: {ready}; within {}", Rounded(config.policy.ready_timeout));
     if let Some(schedule) = &config.reload_stop {
         let _ = writeln!(out, "  stop in a reload: {schedule}");
     }

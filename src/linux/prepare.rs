@@ -28,7 +28,7 @@ use crate::signals::Signal;
 use crate::supervisor::actions::{Action, Actions};
 use crate::supervisor::report::Level;
 use crate::supervisor::stop::Schedule;
-use crate::supervisor::{self, Generation, Ready, Supervisor, init, init::Init};
+use crate::supervisor::{self, Generation, Policy, Ready, Supervisor, init, init::Init};
 
 /// How the name of the variable begins by which the guard knows what panzer started.
 const COOKIE: &str = "PANZER_COOKIE_";
@@ -155,7 +155,7 @@ pub(super) fn check_contradictions(config: &Config) -> Result<(), Error> {
         let Some((signal, _)) = config.on.iter().find(needs_workers) else { return Ok(()) };
         return Err(Error::new(format!("use --on for {signal}"), "what it is to do needs -n"));
     }
-    if config.share_ports == SharePorts::Off && config.ready == Ready::Bind {
+    if config.share_ports == SharePorts::Off && config.policy.ready == Ready::Bind {
         return Err(Error::new("use --ready bind", "nobody sees a bind with --share-ports off"));
     }
     Ok(())
@@ -235,14 +235,14 @@ fn decider(config: &Config, workers: Option<u32>, are_ports_shared: bool) -> Dec
     for (signal, action) in &config.on {
         actions.set(*signal, *action);
     }
-    let ready = if are_ports_shared { config.ready } else { config.ready.without_sharing() };
+    let ready = if are_ports_shared { config.policy.ready } else { config.policy.ready.without_sharing() };
     match workers {
         None => Decider::Init(Box::new(Init::new(init::Settings {
             actions,
             stop: Schedule::or_standard(config.stop.as_ref()),
-            no_group: config.no_group,
-            linger: config.linger,
-            ok_exits: config.ok_exits.clone(),
+            no_group: config.policy.no_group,
+            linger: config.policy.linger,
+            ok_exits: config.policy.ok_exits.clone(),
         }))),
         Some(workers) => {
             let stop = Schedule::or_standard(config.stop.as_ref());
@@ -252,24 +252,11 @@ fn decider(config: &Config, workers: Option<u32>, are_ports_shared: bool) -> Dec
                     Balance::Shared => MOST_WORKERS,
                     Balance::PerWorker => ports::MOST_QUEUES,
                 },
-                ready,
-                ready_timeout: config.ready_timeout,
-                restart: config.restart,
-                backoff: config.backoff,
-                stagger: config.stagger,
-                crash_limit: config.crash_limit,
-                fatal_exits: config.fatal_exits.clone(),
-                ok_exits: config.ok_exits.clone(),
+                policy: Policy { ready, ..config.policy.clone() },
                 reload_stop: Schedule::or_standard(config.reload_stop.as_ref().or(config.stop.as_ref())),
                 silent_stop: stop.after_abort(ABORT_WAIT),
                 stop,
-                replacement: config.replacement,
-                max_age: config.max_age,
-                max_memory: config.max_rss,
-                watchdog: config.watchdog,
                 have_own_queues: config.balance == Balance::PerWorker,
-                no_group: config.no_group,
-                linger: config.linger,
                 actions,
                 seed: u64::from(std::process::id()),
             };
@@ -287,7 +274,7 @@ fn guard_settings(config: &Config) -> GuardSettings {
     }
     // In the name, not in the value: a panzer inside a worker adds its own and replaces nobody's.
     let cookie = random.iter().fold(COOKIE.to_owned(), |text, byte| format!("{text}{byte:02x}")) + "=1";
-    let schedule = Schedule::for_guard(config.stop.as_ref(), config.workers.is_some(), config.linger);
+    let schedule = Schedule::for_guard(config.stop.as_ref(), config.workers.is_some(), config.policy.linger);
     GuardSettings { schedule, cookie }
 }
 
@@ -308,10 +295,10 @@ fn launcher(
         stdin = Some(null.map_err(|error| system("open /dev/null", error))?);
         death_pipe = Some(DeathPipe::new(lowest).map_err(|error| system("make a pipe", error))?);
     }
-    let watchdog = config.watchdog.filter(|_| supervised);
+    let watchdog = config.policy.watchdog.filter(|_| supervised);
     let asked = Asked {
-        notify: supervised && (config.ready == Ready::Notify || watchdog.is_some()),
-        ready: supervised && config.ready == Ready::Descriptor,
+        notify: supervised && (config.policy.ready == Ready::Notify || watchdog.is_some()),
+        ready: supervised && config.policy.ready == Ready::Descriptor,
         heartbeat: watchdog.is_some(),
     };
     let environment = EnvironmentSource {

@@ -41,14 +41,14 @@ impl Supervisor {
 
     /// Begins the next life of a slot that has no worker.
     pub(super) fn start(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
-        let (by, workers) = (now + self.settings.ready_timeout, self.wanted);
+        let (by, workers) = (now + self.settings.policy.ready_timeout, self.wanted);
         let Some(generation) = self.restarts_with(number) else { return };
         let Some(slot) = self.slot_mut(number) else { return };
         let worker = slot.next_life();
         let state = State::Starting { proof: Proof::Execution, by };
         slot.current = Life::new(worker, generation, Purpose::Vacancy, now, state);
         effects.push(Effect::Spawn { worker, generation, workers });
-        self.earliest_start = now + self.settings.stagger;
+        self.earliest_start = now + self.settings.policy.stagger;
     }
 
     pub(super) fn not_started(&mut self, now: Duration, worker: WorkerId, why: NotRun, effects: &mut Vec<Effect>) {
@@ -57,7 +57,7 @@ impl Supervisor {
         let Some((slot, random, settings)) = self.living(worker) else { return };
         // Not the worker's fault, so the crash limit does not count it; the delay grows all the same.
         slot.failures += 1;
-        let delay = settings.backoff.delay(slot.failures.max(2), random).max(SHORTEST_RETRY);
+        let delay = settings.policy.backoff.delay(slot.failures.max(2), random).max(SHORTEST_RETRY);
         if let Some(life) = slot.successor.take_if(|life| life.worker == worker) {
             self.put_off(&life, now + delay);
         } else {
@@ -73,7 +73,7 @@ impl Supervisor {
         else {
             return;
         };
-        *proof = match settings.ready {
+        *proof = match settings.policy.ready {
             Ready::Exec => Proof::Shown,
             Ready::Delay(delay) => Proof::Age(now + delay),
             Ready::BindOrDelay(delay) if !has_listened => Proof::Age(now + delay),
@@ -89,7 +89,7 @@ impl Supervisor {
         self.executed(now, worker, effects);
         let Some((slot, _, settings)) = self.living(worker) else { return };
         slot.has_listened = true;
-        if let Ready::Bind | Ready::BindOrDelay(_) = settings.ready {
+        if let Ready::Bind | Ready::BindOrDelay(_) = settings.policy.ready {
             slot.life_of(worker).into_iter().for_each(|life| life.prove());
         }
     }
@@ -107,7 +107,7 @@ impl Supervisor {
         let Some((slot, _, settings)) = self.living(worker) else { return };
         let Some(life) = slot.life_of(worker) else { return };
         match notice {
-            Notice::Ready if matches!(settings.ready, Ready::Notify | Ready::Descriptor) => life.prove(),
+            Notice::Ready if matches!(settings.policy.ready, Ready::Notify | Ready::Descriptor) => life.prove(),
             Notice::Ready => {}
             Notice::Stopping => {
                 // It has as long as if it had been told.
@@ -141,7 +141,7 @@ impl Supervisor {
     /// So many bytes are used by a worker.
     pub(super) fn measured(&mut self, worker: WorkerId, bytes: u64) {
         let Some((slot, _, settings)) = self.living(worker) else { return };
-        let is_too_large = settings.max_memory.is_some_and(|most| bytes > most);
+        let is_too_large = settings.policy.max_memory.is_some_and(|most| bytes > most);
         if is_too_large && slot.current.worker == worker && slot.current.is_ready() {
             slot.recycling.get_or_insert(Recycling::new(Why::Memory(bytes)));
         }
@@ -171,7 +171,7 @@ impl Supervisor {
         }
         let life = slot.current.clone();
         let status = end.status();
-        let success = status == Status::SUCCESS || self.settings.ok_exits.contains(&status);
+        let success = status == Status::SUCCESS || self.settings.policy.ok_exits.contains(&status);
         let next = match self.reason_to_stop(&end, success) {
             Some(reason) => Next::Stop(reason),
             None => self.vacate(now, worker.slot, success),
@@ -207,7 +207,7 @@ impl Supervisor {
 
     /// Whether the end of a worker that was not told to stop ends everything.
     fn reason_to_stop(&mut self, end: &End, success: bool) -> Option<Reason> {
-        if self.settings.fatal_exits.contains(&end.status()) {
+        if self.settings.policy.fatal_exits.contains(&end.status()) {
             return Some(Reason::FatalExit);
         }
         if matches!(end, End::CannotRun(_)) && self.reached == Reached::Nothing {
@@ -221,12 +221,12 @@ impl Supervisor {
             return None;
         }
         self.early_deaths += 1;
-        let limit = self.settings.crash_limit;
+        let limit = self.settings.policy.crash_limit;
         (limit > 0 && self.early_deaths >= limit).then_some(Reason::CrashLimit(self.early_deaths))
     }
 
     fn is_restarted(&self, success: bool) -> bool {
-        match self.settings.restart {
+        match self.settings.policy.restart {
             Restart::Always => true,
             Restart::OnFailure => !success,
             Restart::Never => false,
@@ -276,7 +276,8 @@ impl Supervisor {
             slot.current.state = State::Ended;
             return Next::Nobody;
         }
-        let delay = if has_done_its_work { Duration::ZERO } else { settings.backoff.delay(slot.failures, random) };
+        let delay =
+            if has_done_its_work { Duration::ZERO } else { settings.policy.backoff.delay(slot.failures, random) };
         slot.current.state = State::Waiting { until: now + delay };
         if delay.is_zero() { Next::Now } else { Next::After(delay) }
     }
@@ -306,7 +307,7 @@ impl Supervisor {
 
     /// The successor has proved itself: it has the slot now, and the old worker goes.
     fn take_over(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
-        let delay = self.settings.replacement.kill_old_delay;
+        let delay = self.settings.policy.replacement.kill_old_delay;
         let Some(slot) = self.slot_mut(number) else { return };
         let Some(successor) = slot.successor.take() else { return };
         let (worker, recycling) = (successor.worker, slot.recycling.take());
@@ -325,8 +326,8 @@ impl Supervisor {
         let Some((slot, random, settings)) = self.slot_of(number) else { return };
         let life = &mut slot.current;
         life.state = State::Ready { since: now };
-        life.retire_at = settings.max_age.map(|age| now + age.least + random.up_to(age.jitter));
-        life.beat_interval = life.beat_interval.or(settings.watchdog);
+        life.retire_at = settings.policy.max_age.map(|age| now + age.least + random.up_to(age.jitter));
+        life.beat_interval = life.beat_interval.or(settings.policy.watchdog);
         life.beat(now);
         slot.proven = life.generation;
         let generation = life.generation;

@@ -45,7 +45,7 @@ use report::Report;
 use restart::Random;
 use rollout::Reload;
 use rotation::QueueState;
-pub use settings::{Age, Ready, Replacement, STANDARD_DELAY, Settings};
+pub use settings::{Age, Policy, Ready, Replacement, Settings};
 use worker::{Slot, State};
 
 /// How often the memory of workers is looked at, where it has a limit.
@@ -124,7 +124,7 @@ impl Supervisor {
             last_generation: Generation::FIRST,
             reload: None,
             earliest_start: now,
-            measure_at: settings.max_memory.map(|_| now + MEASURE_INTERVAL),
+            measure_at: settings.policy.max_memory.map(|_| now + MEASURE_INTERVAL),
             early_deaths: 0,
             interrupted: false,
             killed: false,
@@ -162,7 +162,7 @@ impl Supervisor {
             Event::NotStarted(worker, why) => self.not_started(now, worker, why, &mut effects),
             Event::Executed(worker) => self.executed(now, worker, &mut effects),
             Event::Listening(worker) => self.listening(now, worker, &mut effects),
-            Event::NothingShared => self.settings.ready = self.settings.ready.without_sharing(),
+            Event::NothingShared => self.settings.policy.ready = self.settings.policy.ready.without_sharing(),
             Event::Told(worker, notice) => self.told(now, worker, notice, &mut effects),
             Event::GenerationLoaded(generation) => self.generation_loaded(generation),
             Event::GenerationRefused(generation, error) => {
@@ -243,7 +243,7 @@ impl Supervisor {
             Action::Forward(other) => {
                 let sent = other.unwrap_or(signal);
                 say(effects, Report::Forwarded(sent, count));
-                let reach = if self.settings.no_group { Reach::MainProcess } else { Reach::Group };
+                let reach = if self.settings.policy.no_group { Reach::MainProcess } else { Reach::Group };
                 effects.extend(workers.into_iter().map(|(_, worker)| Effect::Signal(worker, reach, sent)));
                 // Ctrl-Z at a terminal: the workers stop, and the shell wants its terminal back.
                 if sent == Signal::TSTP {
@@ -347,10 +347,10 @@ impl Supervisor {
             // Only `--restart` ends every slot while running: panzer exits as the last failure did.
             Phase::Running if all_gone => {
                 let status = self.last_failure.unwrap_or(Status::SUCCESS);
-                self.phase = Phase::Clearing(Some(status), Clearing::begin(self.settings.linger, effects));
+                self.phase = Phase::Clearing(Some(status), Clearing::begin(self.settings.policy.linger, effects));
             }
             Phase::Stopping(status) if all_gone => {
-                self.phase = Phase::Clearing(*status, Clearing::begin(self.settings.linger, effects));
+                self.phase = Phase::Clearing(*status, Clearing::begin(self.settings.policy.linger, effects));
             }
             Phase::Clearing(_, clearing) => match clearing.advance(now, effects) {
                 Progress::Waiting => {}

@@ -120,9 +120,9 @@ impl Supervisor {
         let Self { reload, settings, random, .. } = self;
         let reload = reload.as_mut().filter(|reload| reload.generation == generation)?;
         reload.failed_tries += 1;
-        let delay = settings.backoff.delay(reload.failed_tries, random);
+        let delay = settings.policy.backoff.delay(reload.failed_tries, random);
         reload.next_try = now + delay;
-        Some((settings.replacement.tries > 0 && reload.failed_tries >= settings.replacement.tries, delay))
+        Some((settings.policy.replacement.tries > 0 && reload.failed_tries >= settings.policy.replacement.tries, delay))
     }
 
     /// A life has failed that was not ready yet, or whose place the old one takes again.
@@ -132,7 +132,7 @@ impl Supervisor {
             let Some((slot, random, settings)) = self.slot_of(worker.slot) else { return };
             let Some(recycling) = &mut slot.recycling else { return };
             recycling.failures += 1;
-            let delay = settings.backoff.delay(recycling.failures, random);
+            let delay = settings.policy.backoff.delay(recycling.failures, random);
             recycling.not_before = now + delay;
             say(effects, Report::RecycleFailed(worker, failure, delay));
             return;
@@ -195,7 +195,7 @@ impl Supervisor {
     fn next_replacement(&self) -> Option<Due> {
         let successors = self.slots.iter().filter(|slot| slot.successor.is_some()).count();
         let extra = successors + self.leaving.iter().filter(|leaving| !leaving.is_orphaned).count();
-        if extra >= usize::try_from(self.settings.replacement.surge).unwrap_or(usize::MAX) {
+        if extra >= usize::try_from(self.settings.policy.replacement.surge).unwrap_or(usize::MAX) {
             return None;
         }
         let due = |slot: &Slot, generation, purpose, since: Duration| {
@@ -217,7 +217,7 @@ impl Supervisor {
 
     fn start_successor(&mut self, now: Duration, due: &Due, effects: &mut Vec<Effect>) {
         let Due { generation, purpose, .. } = *due;
-        let (by, workers) = (now + self.settings.ready_timeout, self.wanted);
+        let (by, workers) = (now + self.settings.policy.ready_timeout, self.wanted);
         let Some(slot) = self.slot_mut(due.slot) else { return };
         let worker = slot.next_life();
         if let (Purpose::Recycling, Some(Recycling { why, failures: 0, .. })) = (purpose, &slot.recycling) {
@@ -226,7 +226,7 @@ impl Supervisor {
         let state = State::Starting { proof: Proof::Execution, by };
         slot.successor = Some(Life::new(worker, generation, purpose, now, state));
         effects.push(Effect::Spawn { worker, generation, workers });
-        self.earliest_start = now + self.settings.stagger;
+        self.earliest_start = now + self.settings.policy.stagger;
     }
 
     fn finish_reload(&mut self, now: Duration, effects: &mut Vec<Effect>) {

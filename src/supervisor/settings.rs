@@ -27,7 +27,7 @@ pub enum Ready {
 }
 
 /// How long a worker must live to be ready where nothing else tells.
-pub const STANDARD_DELAY: Duration = Duration::from_secs(1);
+const STANDARD_DELAY: Duration = Duration::from_secs(1);
 
 impl Ready {
     /// The same where nobody can be seen to listen.
@@ -61,13 +61,9 @@ pub struct Replacement {
     pub kill_old_delay: Duration,
 }
 
-/// What the supervisor goes by.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// How many slots there are at first.
-    pub workers: u32,
-    /// How many there may be at the most.
-    pub most_workers: u32,
+/// What was asked for about workers, and is gone by as it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Policy {
     /// When a worker is ready.
     pub ready: Ready,
     /// How long it may take to show that.
@@ -84,26 +80,58 @@ pub struct Settings {
     pub fatal_exits: Vec<Status>,
     /// Statuses that count as success.
     pub ok_exits: Vec<Status>,
+    /// How workers are replaced.
+    pub replacement: Replacement,
+    /// How old they may become.
+    pub max_age: Option<Age>,
+    /// How many bytes the process group of each may use.
+    pub max_memory: Option<u64>,
+    /// How often they must beat.
+    pub watchdog: Option<Duration>,
+    /// Signals go to main processes alone; all but KILL in a stop, which must end within its schedule.
+    pub no_group: bool,
+    /// How long what remains at the end may take after TERM.
+    pub linger: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            ready: Ready::BindOrDelay(STANDARD_DELAY),
+            ready_timeout: Duration::from_secs(60),
+            restart: Restart::Always,
+            backoff: Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) },
+            stagger: Duration::ZERO,
+            crash_limit: 5,
+            fatal_exits: Vec::new(),
+            ok_exits: Vec::new(),
+            replacement: Replacement { tries: 1, surge: 1, kill_old_delay: Duration::ZERO },
+            max_age: None,
+            max_memory: None,
+            watchdog: None,
+            no_group: false,
+            linger: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What the supervisor goes by.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many slots there are at first.
+    pub workers: u32,
+    /// How many there may be at the most.
+    pub most_workers: u32,
+    /// What was asked for.
+    pub policy: Policy,
     /// How workers are stopped.
     pub stop: Schedule,
     /// How one is stopped while the others go on.
     pub reload_stop: Schedule,
     /// How one that is silent is stopped.
     pub silent_stop: Schedule,
-    /// How workers are replaced.
-    pub replacement: Replacement,
-    /// How old they may become.
-    pub max_age: Option<Age>,
-    /// How many bytes they may use.
-    pub max_memory: Option<u64>,
-    /// How often they must beat.
-    pub watchdog: Option<Duration>,
     /// Each slot has a queue of connections to itself.
     pub have_own_queues: bool,
-    /// Signals go to main processes alone; all but KILL in a stop, which must end within its schedule.
-    pub no_group: bool,
-    /// How long what remains at the end may take after TERM.
-    pub linger: Duration,
     /// What signals do.
     pub actions: Actions,
     /// Where jitter starts from.
@@ -113,7 +141,7 @@ pub struct Settings {
 impl Settings {
     /// Appends a step of a stop. CONT follows, since a stopped process cannot act on anything but KILL.
     pub(super) fn push_stop_signal(&self, worker: WorkerId, signal: Signal, effects: &mut Vec<Effect>) {
-        let reach = if self.no_group && signal != Signal::KILL { Reach::MainProcess } else { Reach::Group };
+        let reach = if self.policy.no_group && signal != Signal::KILL { Reach::MainProcess } else { Reach::Group };
         effects.push(Effect::Signal(worker, reach, signal));
         if signal != Signal::KILL {
             effects.push(Effect::Signal(worker, reach, Signal::CONT));

@@ -11,7 +11,7 @@ impl World {
 
     /// When everything must have ended; never where the schedule has no KILL and nobody asks for it.
     pub(super) fn latest_end(&self) -> Option<Duration> {
-        let after_kill = KILL_GRACE + self.settings.linger + KILL_GRACE + LATENCY * 4;
+        let after_kill = KILL_GRACE + self.settings.policy.linger + KILL_GRACE + LATENCY * 4;
         let killed = self.kill_told.map(|told| told + after_kill);
         let ends_in_kill = self.settings.stop.steps().any(|step| step.signal == Signal::KILL);
         // Whatever else was under way begins anew with this one, and what was killed before takes no longer.
@@ -23,12 +23,12 @@ impl World {
 
     pub(super) fn check_proof(&self, worker: WorkerId) {
         let Some(process) = self.processes.get(&worker) else { return };
-        let must = self.settings.ready == Ready::Bind && !self.nothing_shared;
+        let must = self.settings.policy.ready == Ready::Bind && !self.nothing_shared;
         self.check(!must || process.listened, "a worker is ready that does not listen");
-        if let Ready::Delay(delay) = self.settings.ready {
+        if let Ready::Delay(delay) = self.settings.policy.ready {
             self.check(self.now >= process.executed_at + delay, "a worker is ready before its time");
         }
-        let must = self.settings.ready == Ready::Notify;
+        let must = self.settings.policy.ready == Ready::Notify;
         self.check(!must || process.said_ready, "a worker is ready that has not said so");
     }
 
@@ -37,8 +37,8 @@ impl World {
         if self.stop_told.is_some() {
             return;
         }
-        let must_show = matches!(self.settings.ready, Ready::Notify)
-            || (self.settings.ready == Ready::Bind && !self.nothing_shared);
+        let must_show = matches!(self.settings.policy.ready, Ready::Notify)
+            || (self.settings.policy.ready == Ready::Bind && !self.nothing_shared);
         // Whoever was replaced is about to go, and neither waited for nor listened to.
         let stays = |(worker, process): &(&WorkerId, &Process)| !process.told && !self.replaced.contains(*worker);
         for (_, process) in self.alive().filter(stays) {
@@ -98,6 +98,6 @@ impl World {
 
     /// Whether an old worker goes on beside a new one that is ready.
     pub(super) fn has_delay(&self) -> bool {
-        !self.settings.replacement.kill_old_delay.is_zero() || self.settings.have_own_queues
+        !self.settings.policy.replacement.kill_old_delay.is_zero() || self.settings.have_own_queues
     }
 }

@@ -20,7 +20,8 @@ use super::rotation::{QueueState, SOON};
 use super::stop::{KILL_GRACE, Schedule};
 use super::worker::Slot;
 use super::{
-    Age, Effect, End, Event, Failure, Generation, NotRun, Ready, Replacement, Settings, Supervisor, Why, WorkerId,
+    Age, Effect, End, Event, Failure, Generation, NotRun, Policy, Ready, Replacement, Settings, Supervisor, Why,
+    WorkerId,
 };
 use crate::error::Status;
 use crate::signals::Signal;
@@ -122,22 +123,7 @@ fn settings(dice: &mut Dice) -> Settings {
     let min = ms(dice.pick(&[0, 1, 100, 1000]));
     let schedules = ["TERM/25/KILL", "KILL", "QUIT/3/TERM/2/KILL", "INT/0/KILL", "TERM"];
     let stop = Schedule::parse(dice.pick(&schedules)).unwrap();
-    Settings {
-        workers: u32::try_from(1 + dice.below(5)).unwrap(),
-        most_workers: 6,
-        ready_timeout: ms(dice.pick(&[100, 4000, 60_000])),
-        stagger: ms(dice.pick(&[0, 0, 0, 200])),
-        reload_stop: Schedule::parse(dice.pick(&schedules)).unwrap(),
-        silent_stop: stop.after_abort(ms(10_000)),
-        replacement: Replacement {
-            tries: dice.pick(&[0, 1, 1, 3]),
-            surge: dice.pick(&[1, 1, 2, 10]),
-            kill_old_delay: ms(dice.pick(&[0, 0, 500, 3000])),
-        },
-        max_age: dice.pick(&[None, None, Some(Age { least: ms(3000), jitter: ms(2000) })]),
-        max_memory: dice.pick(&[None, None, Some(900)]),
-        watchdog: dice.pick(&[None, None, None, Some(ms(5000))]),
-        have_own_queues: dice.one_in(2),
+    let policy = Policy {
         ready: dice.pick(&[
             Ready::Exec,
             Ready::Delay(ms(0)),
@@ -146,14 +132,32 @@ fn settings(dice: &mut Dice) -> Settings {
             Ready::BindOrDelay(ms(1000)),
             Ready::Notify,
         ]),
+        ready_timeout: ms(dice.pick(&[100, 4000, 60_000])),
         restart: dice.pick(&[Restart::Always, Restart::Always, Restart::OnFailure, Restart::Never]),
         backoff: Backoff { min, max: min * u32::try_from(1 + dice.below(300)).unwrap() },
+        stagger: ms(dice.pick(&[0, 0, 0, 200])),
         crash_limit: dice.pick(&[0, 1, 5, 5]),
         fatal_exits: if dice.one_in(5) { vec![Status(7)] } else { Vec::new() },
         ok_exits: if dice.one_in(5) { vec![Status(3), Status(143)] } else { Vec::new() },
-        stop,
+        replacement: Replacement {
+            tries: dice.pick(&[0, 1, 1, 3]),
+            surge: dice.pick(&[1, 1, 2, 10]),
+            kill_old_delay: ms(dice.pick(&[0, 0, 500, 3000])),
+        },
+        max_age: dice.pick(&[None, None, Some(Age { least: ms(3000), jitter: ms(2000) })]),
+        max_memory: dice.pick(&[None, None, Some(900)]),
+        watchdog: dice.pick(&[None, None, None, Some(ms(5000))]),
         no_group: dice.one_in(4),
         linger: ms(dice.pick(&[0, 2000])),
+    };
+    Settings {
+        workers: u32::try_from(1 + dice.below(5)).unwrap(),
+        most_workers: 6,
+        policy,
+        reload_stop: Schedule::parse(dice.pick(&schedules)).unwrap(),
+        silent_stop: stop.after_abort(ms(10_000)),
+        stop,
+        have_own_queues: dice.one_in(2),
         actions,
         seed: dice.0.draw(),
     }
@@ -295,12 +299,12 @@ impl World {
             Report::Ready(worker) | Report::TookOver(worker, ..) => {
                 if let Report::TookOver(_, old, _) = report {
                     self.replaced.insert(*old);
-                    let delay = self.settings.replacement.kill_old_delay;
+                    let delay = self.settings.policy.replacement.kill_old_delay;
                     // With queues of their own there is a look at them in between, unless nobody else serves.
                     self.not_told_before.insert(*old, self.now + delay);
                 }
                 self.check_proof(*worker);
-                let beat_by = self.settings.watchdog.map(|interval| self.now + interval);
+                let beat_by = self.settings.policy.watchdog.map(|interval| self.now + interval);
                 if let Some(process) = self.processes.get_mut(worker) {
                     process.is_ready = true;
                     process.beat_by = beat_by;
@@ -332,7 +336,7 @@ impl World {
                 self.vacant_since.remove(&worker.slot);
                 self.replaced.remove(old);
                 self.not_told_before.remove(old);
-                let beat_by = self.settings.watchdog.map(|interval| self.now + interval);
+                let beat_by = self.settings.policy.watchdog.map(|interval| self.now + interval);
                 if let Some(process) = self.processes.get_mut(old).filter(|process| process.is_ready) {
                     process.beat_by = beat_by;
                 }
@@ -363,7 +367,7 @@ impl World {
             is_successor || self.proven.contains(&generation),
             "a restart with a generation that nobody has seen work",
         );
-        let is_too_early = self.last_start.is_some_and(|last| self.now < last + self.settings.stagger);
+        let is_too_early = self.last_start.is_some_and(|last| self.now < last + self.settings.policy.stagger);
         self.check(!is_too_early, "two starts are closer together than they may be");
         self.last_start = Some(self.now);
         self.generations.insert(worker, generation);
@@ -375,7 +379,7 @@ impl World {
         let working =
             self.alive().filter(|(_, process)| !process.told).map(|(worker, _)| worker).filter(same_slot).count();
         // The old one beside a successor, or the other way round; and those that go on for a while.
-        let surge = usize::try_from(self.settings.replacement.surge).unwrap();
+        let surge = usize::try_from(self.settings.policy.replacement.surge).unwrap();
         let most = 1 + if self.has_delay() { surge } else { 0 };
         self.check(working <= most, "too many workers in one slot");
         if is_successor {
@@ -388,8 +392,9 @@ impl World {
             self.check(extra <= surge, "more processes at once than there may be");
         } else if let Some(since) = self.vacant_since.remove(&worker.slot) {
             let failed = self.fork_failed.get(&worker.slot) == Some(&true);
-            let stagger = self.settings.stagger * 100;
-            let bound = self.settings.backoff.max.max(if failed { SHORTEST_RETRY } else { Duration::ZERO }) + stagger;
+            let stagger = self.settings.policy.stagger * 100;
+            let bound =
+                self.settings.policy.backoff.max.max(if failed { SHORTEST_RETRY } else { Duration::ZERO }) + stagger;
             self.check(self.now <= since + bound, "a backoff exceeds its bound");
         }
         if self.dice.one_in(15) {
@@ -424,7 +429,7 @@ impl World {
             said_ready: false,
             beats: (!self.dice.one_in(4)).then_some(executes + ms(100)),
             beat_by: None,
-            ready_by: self.now + self.settings.ready_timeout,
+            ready_by: self.now + self.settings.policy.ready_timeout,
             is_ready: false,
             told: false,
             ended: false,
@@ -506,7 +511,7 @@ impl World {
                 process.said_ready = true;
                 self.queue.push(Event::Told(*worker, Notice::Ready));
             }
-            if runs && process.beats.is_some_and(|at| at <= now) && self.settings.watchdog.is_some() {
+            if runs && process.beats.is_some_and(|at| at <= now) && self.settings.policy.watchdog.is_some() {
                 process.beats = (!self.dice.one_in(10)).then_some(now + ms(2000));
                 process.beat_by = process.beat_by.map(|_| now + ms(5000));
                 self.queue.push(Event::Told(*worker, Notice::Beat));
@@ -547,7 +552,7 @@ impl World {
         let times = self.processes.values().flat_map(|process| {
             let runs = !process.ended && !process.stopped;
             let end = process.ends.as_ref().filter(|_| runs).map(|(at, _)| *at);
-            let beats = process.beats.filter(|_| runs && self.settings.watchdog.is_some());
+            let beats = process.beats.filter(|_| runs && self.settings.policy.watchdog.is_some());
             let tells = [process.listens.filter(|_| runs), process.says_ready.filter(|_| runs), beats];
             tells.into_iter().chain([process.executes, end, process.group_ends.filter(|_| process.ended)])
         });
