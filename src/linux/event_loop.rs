@@ -288,9 +288,8 @@ impl Running {
                 }
                 Effect::LookAtQueue(worker) => {
                     let ports = self.prepared.ports.as_ref();
-                    if ports.is_none_or(|ports| ports.waiting_for(worker.slot) == 0) {
-                        self.events.push_back(Event::QueueEmpty(worker));
-                    }
+                    let length = ports.map_or(0, |ports| ports.waiting_for(worker.slot));
+                    self.events.push_back(Event::Queue(worker, length));
                 }
                 Effect::MeasureMemory => self.events.extend(self.children.measure_memory()),
                 Effect::Signal(worker, reach, signal) => self.children.signal(worker, reach, signal),

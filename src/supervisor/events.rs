@@ -119,8 +119,8 @@ pub enum Event {
     GenerationLoaded(Generation),
     /// The other answer: it cannot, and this is why.
     GenerationRefused(Generation, String),
-    /// The answer to [`Effect::LookAtQueue`]: no connection waits for this worker.
-    QueueEmpty(WorkerId),
+    /// The answer to [`Effect::LookAtQueue`]: so many connections wait for this worker.
+    Queue(WorkerId, u32),
     /// An answer to [`Effect::MeasureMemory`]: so many bytes.
     Memory(WorkerId, u64),
     /// The worker's main process ended and was reaped.
@@ -169,7 +169,7 @@ pub enum Effect {
     },
     /// Read anew what a generation is made from, and forget all others but these.
     LoadGeneration(Generation, Vec<Generation>),
-    /// Say when no connection waits in the queue of this worker's slot; no answer means that one does.
+    /// Say how many connections wait in the queue of this worker's slot.
     LookAtQueue(WorkerId),
     /// Say how much memory each worker uses.
     MeasureMemory,

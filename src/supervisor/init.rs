@@ -84,7 +84,7 @@ impl Init {
             Event::GroupGone(_) | Event::Listening(_) | Event::NothingShared | Event::Time => {}
             // Nothing asks for these where there is one child.
             Event::Told(..) | Event::GenerationLoaded(_) | Event::GenerationRefused(..) => {}
-            Event::QueueEmpty(_) | Event::Memory(..) => {}
+            Event::Queue(..) | Event::Memory(..) => {}
         }
         self.advance(now, &mut effects);
         effects

@@ -12,11 +12,11 @@ use super::worker::{Life, Recycling};
 use super::{Effect, WorkerId};
 use crate::signals::Signal;
 
-/// A queue is looked at when its slot has been out of rotation for this long: what is on its way has come by then, and
-/// what was taken from it is mostly answered.
+/// A worker is told when its queue has been empty for this long: what was on its way has come by then, and what was taken
+/// from it is mostly answered.
 const QUEUE_REST: Duration = Duration::from_millis(100);
 
-/// How often it is looked at after that.
+/// How often a queue is looked at.
 const QUEUE_LOOK: Duration = Duration::from_millis(20);
 
 /// How long it may take to become empty.
@@ -49,7 +49,7 @@ enum Stage {
     /// It goes on working until then, and a little longer where nobody else could take its slot's connections just then.
     Working { until: Duration, limit: Duration },
     /// Its slot gets no new connections; those that wait are still its own.
-    Emptying { look_at: Duration, until: Duration },
+    Emptying { look_at: Duration, until: Duration, empty_since: Option<Duration> },
     /// It was told to stop. Until `rests_until` its slot gets no new connections: it may take one up to its very end.
     Stopping { escalation: Escalation, rests_until: Option<Duration> },
 }
@@ -153,9 +153,12 @@ impl Leaving {
         }
     }
 
-    /// No connection waits for it.
-    pub(super) fn queue_is_empty(&mut self, now: Duration, settings: &Settings, effects: &mut Vec<Effect>) {
-        if self.is_emptying() {
+    /// So many connections wait for it.
+    pub(super) fn queue_has(&mut self, now: Duration, length: u32, settings: &Settings, effects: &mut Vec<Effect>) {
+        let Stage::Emptying { empty_since, .. } = &mut self.stage else { return };
+        if length > 0 {
+            *empty_since = None;
+        } else if now >= *empty_since.get_or_insert(now) + QUEUE_REST {
             self.tell(now, settings, effects);
         }
     }
@@ -205,7 +208,7 @@ impl Leaving {
     pub(super) fn deadline(&self) -> Option<Duration> {
         match &self.stage {
             Stage::Working { until, .. } => Some(*until),
-            Stage::Emptying { look_at, until } => Some(*look_at.min(until)),
+            Stage::Emptying { look_at, until, .. } => Some(*look_at.min(until)),
             Stage::Stopping { escalation, rests_until } => {
                 [escalation.deadline(), *rests_until].into_iter().flatten().min()
             }
@@ -223,7 +226,7 @@ impl Leaving {
         let others = if settings.have_own_queues { others } else { Others::Nobody };
         match &mut self.stage {
             Stage::Working { until, .. } if *until <= now && others == Others::Serve => {
-                self.stage = Stage::Emptying { look_at: now + QUEUE_REST, until: now + QUEUE_LIMIT };
+                self.stage = Stage::Emptying { look_at: now + QUEUE_LOOK, until: now + QUEUE_LIMIT, empty_since: None };
             }
             Stage::Working { until, limit } if *until <= now && others == Others::Rest && now < *limit => {
                 *until = now + QUEUE_LOOK;

@@ -168,9 +168,9 @@ impl Supervisor {
             Event::GenerationRefused(generation, error) => {
                 self.generation_refused(now, generation, error, &mut effects);
             }
-            Event::QueueEmpty(worker) => {
+            Event::Queue(worker, length) => {
                 if let Some(leaving) = self.leaving.iter_mut().find(|leaving| leaving.worker == worker) {
-                    leaving.queue_is_empty(now, &self.settings, &mut effects);
+                    leaving.queue_has(now, length, &self.settings, &mut effects);
                 }
             }
             Event::Memory(worker, bytes) => self.measured(worker, bytes),

@@ -247,9 +247,9 @@ impl World {
                 }
                 Effect::LoadGeneration(generation, in_use) => self.load(generation, &in_use),
                 Effect::LookAtQueue(worker) => {
-                    if self.dice.one_in(2) {
-                        self.queue.push(Event::QueueEmpty(worker));
-                    }
+                    // Mostly it is empty, and stays so.
+                    let length = u32::from(self.dice.one_in(20));
+                    self.queue.push(Event::Queue(worker, length));
                 }
                 Effect::MeasureMemory => {
                     let alive: Vec<WorkerId> = self.alive().map(|(worker, _)| *worker).collect();
@@ -575,7 +575,7 @@ impl World {
             5 => Event::Told(worker, self.dice.pick(&[Notice::Ready, Notice::Trigger, Notice::Stopping])),
             6 => Event::GenerationLoaded(generation),
             7 => Event::GenerationRefused(generation, "stale".to_owned()),
-            8 => Event::QueueEmpty(worker),
+            8 => Event::Queue(worker, 0),
             0 => Event::Exited { worker, end: End::Exited(1), group_left: self.dice.one_in(2) },
             1 => Event::Executed(worker),
             2 => Event::NotStarted(worker, NotRun { status: Status::REFUSED, error: "stale".to_owned() }),
@@ -659,7 +659,7 @@ fn life(event: &Event) -> Option<WorkerId> {
     match event {
         Event::NotStarted(worker, _) | Event::Executed(worker) | Event::GroupGone(worker) => Some(*worker),
         Event::Exited { worker, .. } | Event::Listening(worker) | Event::Told(worker, _) => Some(*worker),
-        Event::QueueEmpty(worker) | Event::Memory(worker, _) => Some(*worker),
+        Event::Queue(worker, _) | Event::Memory(worker, _) => Some(*worker),
         Event::GenerationLoaded(_) | Event::GenerationRefused(..) => None,
         Event::Signal(_) | Event::Suspended(_) | Event::SomethingRemains | Event::NothingRemains => None,
         Event::NothingShared | Event::Time => None,
