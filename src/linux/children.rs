@@ -73,8 +73,12 @@ impl Children {
         guard: Option<Pid>,
         close: &mut dyn FnMut(&OwnedFd),
     ) -> Vec<Event> {
-        let named = self.0.iter().filter_map(|child| child.named.as_ref()).map(|named| named.pid);
-        let others = self.groups().chain(named).chain(guard).filter(|other| *other != pid).collect();
+        if self.with_process(pid).is_none_or(|child| child.feedback.is_mute()) {
+            return Vec::new();
+        }
+        let others = || self.0.iter().filter(|child| child.pid != pid);
+        let named = others().filter_map(|child| child.named.as_ref()).map(|named| named.pid);
+        let others = others().map(|child| child.pid).chain(named).chain(guard).collect();
         let Some(child) = self.with_process(pid) else { return Vec::new() };
         let speakers = Speakers { process: child.pid, slot: child.worker.slot, uid, others };
         let notices = child.feedback.read(&speakers, close);

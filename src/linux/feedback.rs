@@ -79,6 +79,11 @@ pub(super) fn open(asked: Asked, lowest: RawFd) -> Result<(Feedback, WorkersSide
 }
 
 impl Feedback {
+    /// Whether the worker has no way to tell anything.
+    pub(super) fn is_mute(&self) -> bool {
+        self.descriptors().next().is_none()
+    }
+
     /// What becomes readable when the worker tells something.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         [&self.notify, &self.ready, &self.heartbeat].into_iter().flatten().map(AsFd::as_fd)
