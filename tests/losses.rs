@@ -110,8 +110,7 @@ const PUMA: App = App {
 impl App {
     /// How many steps are taken over each balance.
     fn steps(&self) -> u64 {
-        let all = number("PANZER_RELOADS", 10);
-        if self.is_slow { all.div_ceil(2) } else { all }
+        number("PANZER_RELOADS", if self.is_slow { 3 } else { 6 })
     }
 
     /// What may be lost when so many workers are told to end, beyond what a server says itself. With a queue for each,
@@ -253,7 +252,9 @@ impl Service {
         );
         for report in &reports {
             println!("  {report}");
-            assert_eq!((report.refused, report.timed_out, report.short_close), (0, 0, 0), "{what}: {report}");
+            assert_eq!((report.refused, report.timed_out), (0, 0), "{what}: {report}");
+            // Some servers write head and body of an answer apart: a kill can come in between.
+            assert!(report.short_close == 0 || excused > 0, "{what}: {report}");
             assert_eq!(report.other, [""; 0], "{what}: {report}");
         }
         let lost = reports.iter().map(Report::lost).sum::<u64>() + self.lost.load(Ordering::Relaxed);
@@ -422,7 +423,7 @@ fn scaling_puma_loses_only_what_it_had_accepted() {
 /// Replaces each worker every second or two for a while.
 #[track_caller]
 fn recycling(app: App, balance: &'static str) {
-    let seconds = number("PANZER_RECYCLE_SECS", 6);
+    let seconds = number("PANZER_RECYCLE_SECS", 4);
     let Some(service) = Service::start(app, balance, "--max-age 1s~1s") else { return };
     let loads = service.load();
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -435,18 +436,35 @@ fn recycling(app: App, balance: &'static str) {
     // Each life is replaced after two seconds at most, and what that takes on a machine with much to do.
     let least = app.workers * usize::try_from(seconds).unwrap() / 6;
     assert!(recycled >= least, "{recycled} of at least {least} replacements");
-    service.end(loads, &format!("{recycled} workers recycled in {seconds} s"), 0);
+    let may_lose = app.may_lose(balance, u64::try_from(recycled).unwrap());
+    service.end(loads, &format!("{recycled} workers recycled in {seconds} s"), may_lose);
 }
 
-#[test]
-fn recycling_every_second_loses_only_what_a_server_that_exits_at_once_had_accepted() {
+/// The same for some servers at once.
+#[track_caller]
+fn recycling_of(apps: [App; 2]) {
     over_both(|balance| {
         thread::scope(|scope| {
-            for app in [HELLO, ABRUPT] {
+            for app in apps {
                 scope.spawn(move || recycling(app, balance));
             }
         });
     });
+}
+
+#[test]
+fn recycling_every_second_loses_only_what_a_server_that_exits_at_once_had_accepted() {
+    recycling_of([HELLO, ABRUPT]);
+}
+
+#[test]
+fn recycling_every_second_of_node_and_gunicorn_loses_nothing() {
+    recycling_of([NODE, GUNICORN]);
+}
+
+#[test]
+fn recycling_every_second_of_uvicorn_and_puma_loses_only_what_they_had_accepted() {
+    recycling_of([UVICORN, PUMA]);
 }
 
 // All of it at once
@@ -469,7 +487,7 @@ impl Stopped {
 /// Reloads, scales, recycles, kills and stops workers at random for a while.
 #[track_caller]
 fn chaos(app: App) {
-    let seconds = number("PANZER_CHAOS_SECS", 10);
+    let seconds = number("PANZER_CHAOS_SECS", 5);
     let random = Mutex::new(Random::new());
     over_both(|balance| {
         let mut random = random.lock().unwrap().derived();
@@ -531,8 +549,10 @@ fn chaos(app: App) {
         let [reloads, more, fewer, _, stops] = steps;
         let what =
             format!("{reloads} reloads, {more} more, {fewer} fewer, {kills} killed, {stops} stopped in {seconds} s");
+        let told = ["; stopping pid ", ", one fewer"].map(|words| running.stderr().matches(words).count());
+        let may_lose = app.may_lose(balance, u64::try_from(told.iter().sum::<usize>()).unwrap());
         // With each one that is killed, a loop can lose the one request that it has there, in hand or queued.
-        service.end(loads, &what, kills * app.loops());
+        service.end(loads, &what, kills * app.loops() + may_lose);
     });
 }
 
@@ -544,4 +564,24 @@ fn all_at_once_and_at_random_the_bundled_server_loses_only_what_was_killed() {
 #[test]
 fn all_at_once_and_at_random_a_server_that_exits_at_once_loses_only_what_it_had_accepted() {
     chaos(ABRUPT);
+}
+
+#[test]
+fn all_at_once_and_at_random_node_loses_only_what_was_killed() {
+    chaos(NODE);
+}
+
+#[test]
+fn all_at_once_and_at_random_gunicorn_loses_only_what_was_killed() {
+    chaos(GUNICORN);
+}
+
+#[test]
+fn all_at_once_and_at_random_uvicorn_loses_only_what_was_killed_or_accepted() {
+    chaos(UVICORN);
+}
+
+#[test]
+fn all_at_once_and_at_random_puma_loses_only_what_was_killed_or_accepted() {
+    chaos(PUMA);
 }
