@@ -139,11 +139,11 @@ impl Supervisor {
     }
 
     /// So many bytes are used by a worker.
-    pub(super) fn measured(&mut self, worker: WorkerId, bytes: u64) {
+    pub(super) fn measured(&mut self, now: Duration, worker: WorkerId, bytes: u64) {
         let Some((slot, _, settings)) = self.living(worker) else { return };
         let is_too_large = settings.policy.max_memory.is_some_and(|most| bytes > most);
         if is_too_large && slot.current.worker == worker && slot.current.is_ready() {
-            slot.recycling.get_or_insert(Recycling::new(Why::Memory(bytes)));
+            slot.recycling.get_or_insert(Recycling::new(now, Why::Memory(bytes)));
         }
     }
 
@@ -299,7 +299,7 @@ impl Supervisor {
             Some(Due::Silent) if all_are_heard => self.give_up_on_silent(now, number, effects),
             Some(Due::TooOld(age)) => {
                 slot.current.retire_at = None;
-                slot.recycling.get_or_insert(Recycling::new(Why::Age(age)));
+                slot.recycling.get_or_insert(Recycling::new(now, Why::Age(age)));
             }
             Some(Due::Start | Due::TooLate | Due::Silent) | None => {}
         }

@@ -173,7 +173,7 @@ impl Supervisor {
                     leaving.queue_has(now, length, &self.settings, &mut effects);
                 }
             }
-            Event::Memory(worker, bytes) => self.measured(worker, bytes),
+            Event::Memory(worker, bytes) => self.measured(now, worker, bytes),
             Event::Exited { worker, end, group_left } => self.exited(now, worker, end, group_left, &mut effects),
             Event::GroupGone(worker) => {
                 self.leaving.retain(|leaving| !(leaving.is_orphaned && leaving.worker == worker));

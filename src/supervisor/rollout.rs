@@ -212,7 +212,7 @@ impl Supervisor {
             }
             (_, Some(_) | None) => None,
         });
-        next.min_by_key(|due| due.at)
+        next.min_by_key(|due| due.since)
     }
 
     fn start_successor(&mut self, now: Duration, due: &Due, effects: &mut Vec<Effect>) {

@@ -153,9 +153,9 @@ pub struct Recycling {
 }
 
 impl Recycling {
-    /// At once.
-    pub(super) fn new(why: Why) -> Self {
-        Self { why, not_before: Duration::ZERO, failures: 0 }
+    /// Due now: whoever has waited longer comes first, a reload too.
+    pub(super) fn new(now: Duration, why: Why) -> Self {
+        Self { why, not_before: now, failures: 0 }
     }
 }
 
