@@ -8,8 +8,8 @@ mod releases;
 mod stalls;
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,9 +31,6 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// How many requests are answered between two steps.
 const REQUESTS_BETWEEN_STEPS: u64 = 50;
 const BALANCES: [&str; 2] = ["shared", "per-worker"];
-
-/// Held for writing by what measures stalls: it runs beside no other scenario of this file.
-static QUIET: RwLock<()> = RwLock::new(());
 
 /// What a server does at TERM with the connections that it has accepted and not answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -136,11 +133,6 @@ fn number(name: &str, default: u64) -> u64 {
 
 /// Runs a scenario over both balances at once.
 fn over_both(scenario: impl Fn(&'static str) + Sync) {
-    let _not_quiet = QUIET.read().unwrap_or_else(PoisonError::into_inner);
-    at_once(scenario);
-}
-
-fn at_once(scenario: impl Fn(&'static str) + Sync) {
     thread::scope(|scope| {
         for balance in BALANCES {
             let scenario = &scenario;
@@ -157,14 +149,19 @@ struct Service {
     addr: Addr,
     /// How many single requests were lost.
     lost: AtomicU64,
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Service {
     /// Starts so many workers and waits until each one has answered; None where the server is not installed.
     #[track_caller]
     fn start(app: App, balance: &'static str, options: &str) -> Option<Service> {
-        let scratch = Scratch::new();
+        Service::start_in(Scratch::new(), app, balance, options)
+    }
+
+    /// The same in a directory that is there already.
+    #[track_caller]
+    fn start_in(scratch: Scratch, app: App, balance: &'static str, options: &str) -> Option<Service> {
         let port = free_port();
         let place = Place { port, scratch: scratch.directory() };
         let fill = |word: String| word.replace("{hello}", &text(example("hello")));
@@ -175,7 +172,7 @@ impl Service {
         let options = format!("-n {} --balance {balance} --ready bind --backoff 0:0 {options}", app.workers);
         let running = start(&options, &command, scratch.directory());
         let (addr, lost) = (Addr::Tcp(local(port)), AtomicU64::new(0));
-        let service = Service { app, balance, running, addr, lost, _scratch: scratch };
+        let service = Service { app, balance, running, addr, lost, scratch };
         service.wait_answers(app.workers);
         // Nobody had bound the port in the beginning.
         service.lost.store(0, Ordering::Relaxed);
@@ -288,11 +285,6 @@ impl Loads {
 
     fn lost(&self) -> u64 {
         self.0.iter().map(Load::lost).sum()
-    }
-
-    /// Ends a phase: the longest time in it that any loop was without an answer.
-    fn mark(&self) -> Duration {
-        self.0.iter().map(Load::mark).max().unwrap()
     }
 
     fn stop(self) -> Vec<Report> {

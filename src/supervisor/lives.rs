@@ -10,8 +10,8 @@ use super::notice::Notice;
 use super::report::{Next, Reason, Report};
 use super::restart::{GOOD_LIFE, Random, Restart};
 use super::settings::{Ready, Settings};
-use super::worker::{Due, Life, Purpose, Recycling, Slot, State};
-use super::{Effect, End, Failure, NotRun, Phase, Proof, Reached, Supervisor, Why, WorkerId};
+use super::worker::{Due, Life, Patience, Purpose, Recycling, Slot, State};
+use super::{Effect, End, Failure, NotRun, Phase, Proof, Reached, Supervisor, Why, WorkerId, rotation};
 use crate::error::Status;
 
 /// A worker that was ready for at least this long and ends with success has done its work, as servers with a limit of
@@ -42,11 +42,13 @@ impl Supervisor {
     /// Begins the next life of a slot that has no worker.
     pub(super) fn start(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
         let (by, workers) = (now + self.settings.policy.ready_timeout, self.wanted);
+        let somebody_serves = rotation::somebody_serves(&self.slots, &self.leaving);
         let Some(generation) = self.restarts_with(number) else { return };
         let Some(slot) = self.slot_mut(number) else { return };
         let worker = slot.next_life();
         let state = State::Starting { proof: Proof::Execution, by };
         slot.current = Life::new(worker, generation, Purpose::Vacancy, now, state);
+        slot.await_worker(now, somebody_serves);
         effects.push(Effect::Spawn { worker, generation, workers });
         self.earliest_start = now + self.settings.policy.stagger;
     }
@@ -270,6 +272,8 @@ impl Supervisor {
         slot.failures += u32::from(!has_done_its_work);
         if let Some(successor) = slot.successor.take_if(|successor| successor.generation == generation) {
             slot.current = successor;
+            let somebody_serves = rotation::somebody_serves(&self.slots, &self.leaving);
+            self.slot_mut(number).into_iter().for_each(|slot| slot.await_worker(now, somebody_serves));
             return Next::Successor;
         }
         if !is_restarted {
@@ -290,6 +294,11 @@ impl Supervisor {
             Some(Due::Start | Due::TooLate | Due::Silent | Due::TooOld(_)) | None => {}
         }
         let Some(slot) = self.slot_mut(number) else { return };
+        if let Patience::Until(until) = slot.current.patience
+            && until <= now
+        {
+            slot.current.patience = Patience::Over;
+        }
         match slot.current.due(now) {
             Some(Due::Ready) => {
                 say(effects, Report::Ready(slot.current.worker));
@@ -325,6 +334,7 @@ impl Supervisor {
     fn became_ready(&mut self, now: Duration, number: u32) {
         let Some((slot, random, settings)) = self.slot_of(number) else { return };
         let life = &mut slot.current;
+        slot.time_to_ready = now.saturating_sub(life.began);
         life.state = State::Ready { since: now };
         life.retire_at = settings.policy.max_age.map(|age| now + age.least + random.up_to(age.jitter));
         life.beat_interval = life.beat_interval.or(settings.policy.watchdog);

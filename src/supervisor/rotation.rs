@@ -5,10 +5,7 @@
 use std::time::Duration;
 
 use super::leaving::{Leaving, Others};
-use super::worker::{Life, Slot, State};
-
-/// Connections wait for a worker that comes no later than this.
-pub const SOON: Duration = Duration::from_secs(1);
+use super::worker::{Life, Patience, SOON, Slot, State};
 
 /// What happens to the connections of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +25,11 @@ fn is_kept_out(leaving: &[Leaving], slot: u32) -> bool {
 
 fn serves(slot: &Slot, leaving: &[Leaving]) -> bool {
     slot.current.is_ready() && !slot.current.is_stopping && !is_kept_out(leaving, slot.number)
+}
+
+/// Whether any slot takes new connections because its worker is there for them.
+pub(super) fn somebody_serves(slots: &[Slot], leaving: &[Leaving]) -> bool {
+    slots.iter().any(|slot| serves(slot, leaving))
 }
 
 /// Who else could take the new connections of this slot, of which `wanted` are to be.
@@ -51,9 +53,10 @@ pub(super) fn queues(slots: &[Slot], leaving: &[Leaving], wanted: u32, now: Dura
         |number: u32| leaving.iter().any(|leaving| leaving.worker.slot == number && !leaving.is_orphaned);
     let is_served_soon = |slot: &Slot| {
         let starts_soon = matches!(slot.current.state, State::Waiting { until } if until <= now + SOON);
-        starts_soon || slot.lives().any(Life::has_process) || has_old_worker(slot.number)
+        let is_awaited = |life: &Life| life.has_process() && (life.is_ready() || life.patience != Patience::Over);
+        starts_soon || slot.lives().any(is_awaited) || has_old_worker(slot.number)
     };
-    let somebody_serves = slots.iter().any(|slot| serves(slot, leaving));
+    let somebody_serves = somebody_serves(slots, leaving);
     let somebody_is_ready = slots.iter().any(|slot| slot.current.is_ready());
     let takes_new_ones = |slot: &Slot| {
         if somebody_serves {

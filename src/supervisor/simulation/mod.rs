@@ -16,9 +16,9 @@ use super::lives::SHORTEST_RETRY;
 use super::notice::Notice;
 use super::report::{Next, Report};
 use super::restart::{Backoff, Random, Restart};
-use super::rotation::{QueueState, SOON};
+use super::rotation::QueueState;
 use super::stop::{KILL_GRACE, Schedule};
-use super::worker::Slot;
+use super::worker::{SOON, Slot};
 use super::{
     Age, Effect, End, Event, Failure, Generation, NotRun, Policy, Ready, Replacement, Settings, Supervisor, Why,
     WorkerId,
