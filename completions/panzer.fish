@@ -29,6 +29,8 @@ complete -c panzer -l on -r -d 'what a signal to panzer does; stop, stop-now, re
 complete -c panzer -l no-group -d 'signal the main process alone (KILL in a stop reaches the group); without -n also leave alone what remains'
 complete -c panzer -l pdeathsig -r -d 'panzer itself gets SIG when its own parent dies'
 complete -c panzer -l ok-exit -r -d 'count this exit status as 0 (143 is an end by TERM)'
+complete -c panzer -l control -r -d 'where panzer ctl finds panzer; a path in place of the abstract name'
+complete -c panzer -l metrics -r -d 'serve /metrics (Prometheus), /livez and /readyz at ADDR; as for --listen'
 complete -c panzer -l pid-file -r -d 'write panzer\'s pid to PATH; refuse to start where another panzer has it'
 complete -c panzer -l status-file -r -d 'write GENERATION:PID of each worker; to PATH, a line each'
 complete -c panzer -s q -l quiet -d 'print warnings and errors only'

@@ -92,6 +92,24 @@ pub enum Balance {
     PerWorker,
 }
 
+/// Where `panzer ctl` finds panzer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ControlSocket {
+    /// Under [`control_name`].
+    Abstract,
+    /// At this path.
+    Path(PathBuf),
+    /// Nowhere.
+    Off,
+}
+
+/// The abstract name of a panzer's control socket: the inode of its PID namespace tells containers apart that share a
+/// network.
+#[must_use]
+pub fn control_name(inode: u64, pid: i32) -> String {
+    format!("panzer/{inode}/{pid}")
+}
+
 /// How lines on stderr look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogFormat {
@@ -145,6 +163,10 @@ pub struct Config {
     pub on: Vec<(Signal, Action)>,
     /// What panzer gets when its own parent dies.
     pub pdeathsig: Option<Signal>,
+    /// Where `panzer ctl` finds panzer.
+    pub control: ControlSocket,
+    /// Where metrics are served.
+    pub metrics: Option<Listen>,
     /// Where panzer's pid is written.
     pub pid_file: Option<PathBuf>,
     /// Where the workers' generations and pids are written.
@@ -181,6 +203,8 @@ impl Default for Config {
             reload_stop: None,
             on: Vec::new(),
             pdeathsig: None,
+            control: ControlSocket::Abstract,
+            metrics: None,
             pid_file: None,
             status_file: None,
             level: Level::Info,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values::{self, Read};
-use crate::config::{Balance, Config, LogFormat, MOST_WORKERS, SharePorts, Show, Workers};
+use crate::config::{Balance, Config, ControlSocket, LogFormat, MOST_WORKERS, SharePorts, Show, Workers};
 use crate::error::cause;
 use crate::signals::Signal;
 use crate::supervisor::actions::Action;
@@ -460,6 +460,31 @@ pub static OPTIONS: &[Opt] = &[
         }),
         needs_workers: false,
         summary: "count this exit status as 0 (143 is an end by TERM)",
+        default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "control",
+        takes: Takes::One("PATH|off", |config, value| {
+            let is_off = value == "off";
+            config.control = if is_off { ControlSocket::Off } else { ControlSocket::Path(absolute(value)?) };
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "where panzer ctl finds panzer; a path in place of the abstract name",
+        default: "an abstract name",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "metrics",
+        takes: Takes::One("ADDR", |config, value| {
+            config.metrics = Some(values::listen(text(value)?)?);
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "serve /metrics (Prometheus), /livez and /readyz at ADDR; as for --listen",
         default: "",
     },
     Opt {

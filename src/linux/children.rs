@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::feedback::{Feedback, Speakers};
-use super::processes::{self, Process};
+use super::processes;
 use super::spawn::Failure;
 use super::sys::{self, Pid, Target};
 use crate::signals::Signal;
@@ -91,16 +91,9 @@ impl Children {
         notices.into_iter().map(|notice| Event::Told(worker, notice)).collect()
     }
 
-    /// How much memory each one's group uses.
-    pub(super) fn measure_memory(&self) -> Vec<Event> {
-        let all = processes::all().unwrap_or_default();
-        let of_child = |child: &Child| {
-            let main = child.main();
-            let is_its = |process: &&Process| process.group == child.pid || process.pid == main;
-            let pages: u64 = all.iter().filter(is_its).map(|process| process.resident).sum();
-            Event::Memory(child.worker, pages * sys::page_size())
-        };
-        self.0.iter().filter(|child| !child.reaped).map(of_child).collect()
+    /// Those whose main process has not ended.
+    pub(super) fn living(&self) -> impl Iterator<Item = &Child> {
+        self.0.iter().filter(|child| !child.reaped)
     }
 
     /// The numbers of their groups.

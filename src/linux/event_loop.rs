@@ -4,16 +4,19 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use super::children::{Child, Children};
+use super::control::Control;
 use super::decider::Decider;
+use super::document::{LastReload, Sources};
 use super::guard::{Guard, GuardSettings};
 use super::idle;
+use super::json::Record;
 use super::log::Log;
 use super::own_path::OwnPath;
 use super::ports::{self, Ports};
@@ -24,11 +27,13 @@ use super::state_files::{PidFile, StatusFile};
 use super::sys::{self, Pid, Target};
 use super::terminal;
 use super::token::Token;
+use super::usage::Usages;
 use crate::config::VERSION;
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
+use crate::supervisor::commands::Command;
 use crate::supervisor::report::{Level, Report};
-use crate::supervisor::{Effect, End, Event, Generation, NotRun, WorkerId};
+use crate::supervisor::{Client, Effect, End, Event, Generation, NotRun, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
@@ -55,6 +60,8 @@ pub(super) struct Prepared {
     pub(super) guard: Option<GuardSettings>,
     /// What workers share, in supervise mode.
     pub(super) ports: Option<Ports>,
+    /// The control socket.
+    pub(super) control: Option<Control>,
     /// `--status-file`
     pub(super) status_file: Option<StatusFile>,
     /// `--pid-file`, held until the end.
@@ -83,11 +90,17 @@ pub struct Running {
     sweep: Sweep,
     /// There may be more to reap.
     reap_again: bool,
+    /// The reload that is under way, or the last one.
+    reload: Option<LastReload>,
+    /// What workers use.
+    usages: Usages,
     /// When panzer's own code is to be taken out of its resident memory.
     release_at: Option<Duration>,
     /// The status to exit with.
     status: Option<Status>,
     start: Instant,
+    /// The time of day then.
+    started_at: Duration,
     own: Pid,
 }
 
@@ -98,6 +111,9 @@ impl Running {
         epoll::add(&epoll, signals.descriptor(), Token::Signals.to_data(), epoll::EventFlags::IN)?;
         if let Some(ports) = &prepared.ports {
             epoll::add(&epoll, ports.descriptor(), Token::Ports.to_data(), epoll::EventFlags::IN)?;
+        }
+        if let Some(control) = &prepared.control {
+            epoll::add(&epoll, control.descriptor(), Token::Control.to_data(), epoll::EventFlags::IN)?;
         }
         // panzer must not pin the mount that it was started from, unless the worker can reach it in no other way.
         if prepared.launcher.start_directory.is_some() {
@@ -117,9 +133,12 @@ impl Running {
             sweep: Sweep::default(),
             // Children from before the exec may have ended while SIGCHLD told nobody.
             reap_again: true,
+            reload: None,
+            usages: Usages::default(),
             release_at: Some(RELEASE_DELAY),
             status: None,
             start: Instant::now(),
+            started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             own: Pid::own(),
         })
     }
@@ -201,6 +220,8 @@ impl Running {
                 Token::Signals => signalled = true,
                 Token::Guard => self.guard_died(),
                 Token::Ports => self.handle_ports(),
+                Token::Control => self.handle_control(),
+                Token::Metrics => {}
                 Token::Child(pid) => self.channel_ready(pid),
                 Token::Feedback(pid) => self.hear(pid),
             }
@@ -217,6 +238,9 @@ impl Running {
         if let Some(ports) = ports.as_mut().filter(|ports| ports.next_deadline().is_some_and(|at| at <= now)) {
             ports.catch_up(now, log);
         }
+        if self.prepared.control.as_ref().and_then(Control::next_deadline).is_some_and(|at| at <= now) {
+            self.handle_control();
+        }
         let is_due = self.prepared.decider.next_deadline().is_some_and(|at| at <= now);
         if is_due {
             self.hear_all();
@@ -232,7 +256,8 @@ impl Running {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
         let ports = self.prepared.ports.as_ref().and_then(Ports::next_deadline);
-        let deadlines = [self.prepared.decider.next_deadline(), self.guard_at, self.release_at, ports];
+        let control = self.prepared.control.as_ref().and_then(Control::next_deadline);
+        let deadlines = [self.prepared.decider.next_deadline(), self.guard_at, self.release_at, ports, control];
         let deadline = deadlines.into_iter().flatten().min()?;
         Timespec::try_from(deadline.saturating_sub(self.now())).ok()
     }
@@ -244,6 +269,7 @@ impl Running {
                 let effects = self.prepared.decider.handle(self.now(), event);
                 self.perform(effects);
             }
+            self.follow_reload();
             self.forget_the_gone();
             if self.events.is_empty() {
                 break;
@@ -265,6 +291,77 @@ impl Running {
                 .filter_map(|(generation, worker)| Some(format!("{}:{}\n", generation.0, pid(worker)?)));
             file.update(lines.collect(), log);
         }
+    }
+
+    /// Does what clients of the control socket ask for.
+    fn handle_control(&mut self) {
+        let now = self.now();
+        let Some(control) = &mut self.prepared.control else { return };
+        for (client, command) in control.handle(now) {
+            if command == Command::Status {
+                // What has happened until now is in it.
+                self.settle();
+                let document = self.document();
+                self.answer(client, Ok(document));
+            } else {
+                self.events.push_back(Event::Asked(client, command));
+            }
+        }
+    }
+
+    fn answer(&mut self, client: Client, answer: Result<String, String>) {
+        if let Some(control) = &mut self.prepared.control {
+            control.answer(client, answer);
+        }
+    }
+
+    /// How everything is just now.
+    fn document(&mut self) -> String {
+        let now = self.now();
+        self.usages.look(now);
+        let Prepared { decider, launcher, ports, .. } = &self.prepared;
+        let Decider::Supervise(supervisor) = decider else { return String::new() };
+        let sources = Sources {
+            now,
+            started_at: self.started_at,
+            supervisor,
+            children: &self.children,
+            usages: &self.usages,
+            listeners: &launcher.listeners,
+            ports: ports.as_ref(),
+            reload: self.reload.as_ref(),
+        };
+        sources.document()
+    }
+
+    /// Remembers how far a reload has come, and tells those who follow it.
+    fn follow_reload(&mut self) {
+        let Prepared { decider, control, .. } = &mut self.prepared;
+        let Decider::Supervise(supervisor) = &*decider else { return };
+        if let Some((generation, done, of)) = supervisor.reload_progress() {
+            self.reload = Some(LastReload { generation, progress: (done, of), result: None });
+            control.iter_mut().for_each(|control| control.reload_goes_on((generation, done, of)));
+        } else if supervisor.is_stopping() {
+            control.iter_mut().for_each(|control| control.reload_ended(None));
+        }
+    }
+
+    /// A reload has ended, and `text` says how.
+    fn reload_ended(&mut self, generation: Generation, is_ok: bool, text: String) {
+        let mut line = String::new();
+        let mut record = Record::begin(&mut line);
+        record.number("generation", Some(generation.0));
+        record.text("result", Some(if is_ok { "ok" } else { "failed" }));
+        record.text("message", Some(&text));
+        record.end();
+        line.push('\n');
+        self.prepared.control.iter_mut().for_each(|control| control.reload_ended(Some((generation, &line))));
+        let reload = self.reload.take().filter(|reload| reload.generation == generation);
+        let (mut done, of) = reload.map_or((0, 0), |reload| reload.progress);
+        if is_ok {
+            done = of;
+        }
+        self.reload = Some(LastReload { generation, progress: (done, of), result: Some((is_ok, text)) });
     }
 
     /// Answers what workers ask of their ports.
@@ -291,7 +388,11 @@ impl Running {
                     let length = ports.map_or(0, |ports| ports.waiting_for(worker.slot));
                     self.events.push_back(Event::Queue(worker, length));
                 }
-                Effect::MeasureMemory => self.events.extend(self.children.measure_memory()),
+                Effect::MeasureMemory => {
+                    self.usages.look(self.now());
+                    let memory = |child: &Child| self.usages.of(child).unwrap_or_default().memory;
+                    self.events.extend(self.children.living().map(|child| Event::Memory(child.worker, memory(child))));
+                }
                 Effect::Signal(worker, reach, signal) => self.children.signal(worker, reach, signal),
                 Effect::LookForRemaining => {
                     self.watching_remaining = true;
@@ -321,8 +422,12 @@ impl Running {
                     }
                     let pid = |worker| self.children.of(worker).map(|child| child.main().number());
                     let (pid, other) = (report.worker().and_then(pid), report.other_worker().and_then(pid));
-                    self.prepared.log.report(&report, self.prepared.decider.is_supervisor(), pid, other);
+                    let text = self.prepared.log.report(&report, self.prepared.decider.is_supervisor(), pid, other);
+                    if let Some((generation, is_ok)) = report.reload_result() {
+                        self.reload_ended(generation, is_ok, text);
+                    }
                 }
+                Effect::Answer(client, answer) => self.answer(client, answer),
                 Effect::Exit(status) => self.status = Some(status),
             }
         }

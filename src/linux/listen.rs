@@ -131,7 +131,7 @@ pub(super) fn open(wanted: &Listen, backlog: u32, queues: Queues) -> Result<List
         }
         Address::Udp(address) => (internet(wanted, *address, SocketType::DGRAM, queues).map_err(refuse)?, None),
         Address::Unix(path) => {
-            let (socket, path) = unix(path, wanted.mode, backlog)
+            let (socket, path) = bind_path(path, wanted.mode, backlog)
                 .map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))?;
             (vec![socket], Some(path))
         }
@@ -235,7 +235,7 @@ pub(super) fn another_member(member: &OwnedFd, lowest: RawFd) -> Result<OwnedFd,
 ///
 /// Not under a temporary name that is renamed: the socket would then tell everyone who asks (`getsockname(2)`) the
 /// temporary one. The lock on the directory keeps two starting panzers from taking each other for stale.
-fn unix(path: &Path, mode: Option<u32>, backlog: i32) -> Result<(OwnedFd, OwnPath), String> {
+pub(super) fn bind_path(path: &Path, mode: Option<u32>, backlog: i32) -> Result<(OwnedFd, OwnPath), String> {
     let words = |error: Errno| cause(&error.into());
     let directory = path.parent().unwrap_or(Path::new("/"));
     let _lock = lock_directory(directory);

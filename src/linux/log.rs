@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
 
+use super::json::Record;
 use crate::config::LogFormat;
 use crate::supervisor::report::{Level, Report};
 
@@ -31,10 +32,11 @@ impl Log {
     }
 
     /// Says what the supervisor reports, about a worker or about init mode's one child. `pid` is that of its process,
-    /// `other` that of the other worker that it is about.
-    pub fn report(&mut self, report: &Report, supervised: bool, pid: Option<i32>, other: Option<i32>) {
-        if report.level() > self.level {
-            return;
+    /// `other` that of the other worker that it is about. Returns the words where they matter to others than readers of the
+    /// log.
+    pub fn report(&mut self, report: &Report, supervised: bool, pid: Option<i32>, other: Option<i32>) -> String {
+        if report.level() > self.level && report.reload_result().is_none() {
+            return String::new();
         }
         let slot = report.worker().map(|worker| worker.slot).filter(|_| supervised);
         let mut who = slot.map_or_else(|| "the command".to_owned(), |slot| format!("worker {slot}"));
@@ -42,7 +44,11 @@ impl Log {
             let _ = write!(who, " (pid {pid})");
         }
         let other = other.map_or_else(|| "the old one".to_owned(), |pid| format!("pid {pid}"));
-        self.line(report.level(), report.event(), slot, pid, &report.text(&who, &other));
+        let text = report.text(&who, &other);
+        if report.level() <= self.level {
+            self.line(report.level(), report.event(), slot, pid, &text);
+        }
+        text
     }
 
     /// Says something of panzer's own.
@@ -62,15 +68,10 @@ impl Log {
     fn line(&mut self, level: Level, event: &str, slot: Option<u32>, pid: Option<i32>, text: &str) {
         let mut line = match self.format {
             LogFormat::Text => format!("panzer: {text}"),
-            LogFormat::Json => json(level, event, slot, pid, text),
+            LogFormat::Json => json(level, event, slot, pid, text, self.lost),
         };
-        match (self.lost, self.format) {
-            (0, _) => {}
-            (lost, LogFormat::Text) => drop(write!(line, " ({lost} lines before this one were lost)")),
-            (lost, LogFormat::Json) => {
-                line.pop();
-                let _ = write!(line, ",\"lost\":{lost}}}");
-            }
+        if self.lost > 0 && self.format == LogFormat::Text {
+            let _ = write!(line, " ({} lines before this one were lost)", self.lost);
         }
         // Not in the middle of a character, and with room for the line's end.
         let end = (0..LONGEST_LINE).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
@@ -107,31 +108,24 @@ fn write_at_once(line: &[u8]) -> bool {
     writable && rustix::io::write(stderr, line).is_ok()
 }
 
-fn json(level: Level, event: &str, slot: Option<u32>, pid: Option<i32>, text: &str) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let (seconds, milliseconds) = (now.as_secs(), now.subsec_millis());
-    let mut line = format!("{{\"ts\":{seconds}.{milliseconds:03},\"level\":\"{}\",\"event\":\"{event}\"", level.name());
-    if let Some(slot) = slot {
-        let _ = write!(line, ",\"slot\":{slot}");
+/// `lost`: how many lines before this one nobody has taken.
+fn json(level: Level, event: &str, slot: Option<u32>, pid: Option<i32>, text: &str, lost: u64) -> String {
+    let mut line = String::new();
+    let mut record = Record::begin(&mut line);
+    record.seconds("ts", Some(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)));
+    record.text("level", Some(level.name()));
+    record.text("event", Some(event));
+    let known = [("slot", slot.map(u64::from)), ("pid", pid.map(|pid| pid.unsigned_abs().into()))];
+    for (name, value) in known.into_iter().filter(|(_, value)| value.is_some()) {
+        record.number(name, value);
     }
-    if let Some(pid) = pid {
-        let _ = write!(line, ",\"pid\":{pid}");
-    }
-    line.push_str(",\"message\":\"");
     // The text is cut to 600 characters, so that the line stays whole JSON below the longest line, whatever is escaped.
-    for c in text.chars().take(600) {
-        match c {
-            '"' | '\\' => {
-                line.push('\\');
-                line.push(c);
-            }
-            c if c < ' ' => {
-                let _ = write!(line, "\\u{:04x}", u32::from(c));
-            }
-            c => line.push(c),
-        }
+    let end = text.char_indices().nth(600).map_or(text.len(), |(end, _)| end);
+    record.text("message", text.get(..end));
+    if lost > 0 {
+        record.number("lost", Some(lost));
     }
-    line.push_str("\"}");
+    record.end();
     line
 }
 
@@ -141,13 +135,16 @@ mod tests {
 
     #[test]
     fn json_lines_escape_what_a_name_may_hold() {
-        let line = json(Level::Error, "x", Some(2), None, "a \"b\" \\ \n é");
-        assert!(line.ends_with(r#","level":"error","event":"x","slot":2,"message":"a \"b\" \\ \u000a é"}"#), "{line}");
+        let line = json(Level::Error, "x", Some(2), None, "a \"b\" \\ \n é", 3);
+        assert!(
+            line.ends_with(r#","level":"error","event":"x","slot":2,"message":"a \"b\" \\ \u000a é","lost":3}"#),
+            "{line}"
+        );
     }
 
     #[test]
     fn the_longest_text_is_still_whole_json() {
-        let line = json(Level::Info, "x", None, None, &"\u{1}".repeat(5000));
+        let line = json(Level::Info, "x", None, None, &"\u{1}".repeat(5000), 0);
         assert!(line.len() < LONGEST_LINE && line.ends_with("\"}"));
     }
 }

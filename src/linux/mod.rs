@@ -5,6 +5,7 @@
 //! - `prepare`, `check`: from what was asked for to something that runs, or to a description of it
 //! - `event_loop`, `idle`, `token`, `signal_source`, `decider`, `children`: waits, tells the supervisor, does what it asks for
 //! - `feedback`, `state_files`: what workers tell of themselves, and what is written about them
+//! - `control`, `document`, `usage`, `queue_length`, `json`: what `panzer ctl` asks for, and what it is told
 //! - `spawn`, `environment`: a worker's start, and the variables that it sees
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
 //! - `ports`: what workers bind by themselves
@@ -14,20 +15,24 @@
 
 mod check;
 mod children;
+mod control;
 mod cpus;
 mod decider;
+mod document;
 mod env_dir;
 mod environment;
 mod event_loop;
 mod feedback;
 mod guard;
 mod idle;
+mod json;
 mod listen;
 mod log;
 mod own_path;
 mod ports;
 mod prepare;
 mod processes;
+mod queue_length;
 mod signal_source;
 mod socket_options;
 mod spawn;
@@ -35,6 +40,7 @@ mod state_files;
 mod sys;
 mod terminal;
 mod token;
+mod usage;
 mod users;
 
 use crate::signals::Signal;

@@ -10,6 +10,7 @@ use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::control::Control;
 use super::decider::Decider;
 use super::environment::EnvironmentSource;
 use super::event_loop::{Prepared, Running};
@@ -22,7 +23,7 @@ use super::state_files::{PidFile, StatusFile};
 use super::sys::{self, StringList};
 use super::users::{self, Credentials};
 use super::{cpus, env_dir, log::Log, processes, terminal};
-use crate::config::{Balance, Config, MOST_WORKERS, SharePorts, Workers};
+use crate::config::{Balance, Config, ControlSocket, MOST_WORKERS, SharePorts, Workers, control_name};
 use crate::error::{Error, Status, Typed, cause};
 use crate::signals::Signal;
 use crate::supervisor::actions::{Action, Actions};
@@ -130,8 +131,9 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     // As variables they may be set for a whole image; without workers there is nothing to say there.
     let file = |path: &'_ Option<PathBuf>| path.clone().filter(|_| supervised);
     let pid_file = file(&config.pid_file).as_deref().map(PidFile::take).transpose()?;
+    let control = if supervised { control(config, &mut log)? } else { None };
     let status_file = file(&config.status_file).as_deref().map(StatusFile::new).transpose()?;
-    Running::new(Prepared { decider, launcher, guard, ports, status_file, _pid_file: pid_file, log })
+    Running::new(Prepared { decider, launcher, guard, ports, control, status_file, _pid_file: pid_file, log })
         .map_err(|error| Error::new("watch for events", cause(&error)))
 }
 
@@ -220,6 +222,24 @@ fn port_filter(config: &Config, takes_sockets: bool, log: &mut Log) -> Result<Op
     }
     let program = |unlink| ports::program(AlsoSent { options: !takes_sockets, unlink });
     Ok(Some(PortFilter { program: program(false), program_with_unlink: program(true), required }))
+}
+
+/// Where `panzer ctl` finds panzer. A path that cannot be had is refused; without the abstract name panzer goes on.
+fn control(config: &Config, log: &mut Log) -> Result<Option<Control>, Error> {
+    match &config.control {
+        ControlSocket::Off => Ok(None),
+        ControlSocket::Path(path) => Control::path(path)
+            .map(Some)
+            .map_err(|problem| Error::new(format!("use --control {}", path.display()), problem)),
+        ControlSocket::Abstract => {
+            let name = control_name(sys::pid_namespace(), sys::Pid::own().number());
+            let control = Control::abstract_name(&name).map_err(|error| {
+                let error = Error::new(format!("listen on @{name}"), cause(&error.into()));
+                log.say(Level::Warning, "no_control", &format!("{error}; going on without panzer ctl"));
+            });
+            Ok(control.ok())
+        }
+    }
 }
 
 fn open_listeners(config: &Config, mut listeners: Vec<Listener>, queues: Queues) -> Result<Vec<Listener>, Error> {

@@ -4,6 +4,7 @@
 //! just because workers run.
 
 use std::fs;
+use std::time::Duration;
 
 use super::sys::{self, Pid, Target};
 use crate::signals::Signal;
@@ -23,7 +24,12 @@ pub(super) struct Process {
     pub(super) stopped: bool,
     /// The pages of memory that it uses.
     pub(super) resident: u64,
+    /// The processor time that it has used, and those of its children that it has waited for.
+    pub(super) processor: Duration,
 }
+
+/// How `/proc` counts processor time, on all machines that panzer is built for (`USER_HZ`, include/asm-generic/param.h).
+const TICK: Duration = Duration::from_millis(10);
 
 /// Whether `/proc` is mounted and that of this PID namespace: that of another one has other numbers.
 pub(super) fn are_visible() -> bool {
@@ -70,9 +76,20 @@ fn parse(stat: &[u8]) -> Option<Process> {
     let state = fields.next()?;
     let parent = number(fields.next()?);
     let group = number(fields.next()?)?;
-    // 24th of all; the third was the state.
-    let resident = fields.nth(18).and_then(|field| field.parse().ok()).unwrap_or(0);
-    Some(Process { pid, parent, group, zombie: state == "Z" || state == "X", stopped: state == "T", resident })
+    // The 14th to 17th of all, and the 24th; the third was the state.
+    let mut number = |skipped: usize| fields.nth(skipped).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    let ticks = number(8) + number(0) + number(0) + number(0);
+    let processor = TICK * u32::try_from(ticks).unwrap_or(u32::MAX);
+    let resident = number(6);
+    Some(Process {
+        pid,
+        parent,
+        group,
+        zombie: state == "Z" || state == "X",
+        stopped: state == "T",
+        resident,
+        processor,
+    })
 }
 
 /// How far up a process's ancestors are looked at.
@@ -208,6 +225,7 @@ mod tests {
             zombie,
             stopped: false,
             resident: 0,
+            processor: Duration::ZERO,
         }
     }
 
@@ -215,6 +233,9 @@ mod tests {
     fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
         assert_eq!(parse(b"42 (a) S 1 (b) R 7 41 40 0 -1"), Some(process(42, 7, 41, false)));
         assert_eq!(parse(b"42 (x) Z 0 42 42"), Some(process(42, 0, 42, true)));
+        let whole = b"7 (x) R 1 7 7 0 -1 4 1 2 3 4 100 20 3 1 20 0 1 0 55 1000 25 0";
+        let expected = Process { resident: 25, processor: Duration::from_millis(1240), ..process(7, 1, 7, false) };
+        assert_eq!(parse(whole), Some(expected));
         for broken in [&b""[..], b"42", b"42 (x", b"42 (x) S", b"x (x) S 1 2"] {
             assert_eq!(parse(broken), None);
         }

@@ -13,6 +13,10 @@ pub(super) enum Token {
     Guard,
     /// Workers bind something, or something else has happened around shared ports.
     Ports,
+    /// Clients of the control socket.
+    Control,
+    /// The child that serves metrics asks for the status, or is gone.
+    Metrics,
     /// A child has executed its program, or says why not.
     Child(Pid),
     /// A worker tells something of itself.
@@ -29,6 +33,8 @@ impl Token {
             Self::Signals => 0,
             Self::Guard => u64::MAX,
             Self::Ports => u64::MAX - 1,
+            Self::Control => u64::MAX - 2,
+            Self::Metrics => u64::MAX - 3,
             Self::Child(pid) => pid.number().unsigned_abs().into(),
             Self::Feedback(pid) => FEEDBACK | u64::from(pid.number().unsigned_abs()),
         })
@@ -39,6 +45,8 @@ impl Token {
         match data.u64() {
             0 => Self::Signals,
             number if number == u64::MAX - 1 => Self::Ports,
+            number if number == u64::MAX - 2 => Self::Control,
+            number if number == u64::MAX - 3 => Self::Metrics,
             number => {
                 let pid = i32::try_from(number & !FEEDBACK).ok().and_then(Pid::from_number);
                 let of_child = if number & FEEDBACK == 0 { Self::Child } else { Self::Feedback };
@@ -55,7 +63,15 @@ mod tests {
     #[test]
     fn tokens_read_back_as_they_were_written() {
         let pid = Pid::from_number(i32::MAX).unwrap();
-        for token in [Token::Signals, Token::Guard, Token::Ports, Token::Child(pid), Token::Feedback(pid)] {
+        for token in [
+            Token::Signals,
+            Token::Guard,
+            Token::Ports,
+            Token::Control,
+            Token::Metrics,
+            Token::Child(pid),
+            Token::Feedback(pid),
+        ] {
             assert_eq!(Token::from_data(token.to_data()), token);
         }
     }

@@ -2,8 +2,10 @@
 //!
 //! Pure data. Must never hold a descriptor, a pid or a clock.
 
+use std::fmt;
 use std::time::Duration;
 
+use super::commands::Command;
 use super::notice::Notice;
 use super::report::Report;
 use crate::error::Status;
@@ -65,6 +67,28 @@ impl End {
     }
 }
 
+/// A client of the control socket that waits for an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Client(pub u64);
+
+/// Who asks for something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Asker {
+    /// A signal to panzer.
+    Signal(Signal),
+    /// `panzer ctl`.
+    Control,
+}
+
+impl fmt::Display for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(signal) => signal.fmt(f),
+            Self::Control => f.write_str("ctl"),
+        }
+    }
+}
+
 /// What a starting worker has to show.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Proof {
@@ -87,6 +111,8 @@ pub enum Why {
     Age(Duration),
     /// It uses so many bytes.
     Memory(u64),
+    /// Somebody has asked for it.
+    Asked,
 }
 
 /// Why a new life did not take the place of the old one.
@@ -138,6 +164,8 @@ pub enum Event {
     Suspended(Signal),
     /// panzer got a signal.
     Signal(Signal),
+    /// A client has sent a request.
+    Asked(Client, Command),
     /// The answer to [`Effect::LookForRemaining`]: something is still there.
     SomethingRemains,
     /// The answer to [`Effect::LookForRemaining`], now or later: nothing is there any more.
@@ -187,6 +215,8 @@ pub enum Effect {
     TakeTerminal,
     /// Say this.
     Report(Report),
+    /// Tell a client what has become of its request, or why nothing has.
+    Answer(Client, Result<String, String>),
     /// Exit with this status.
     Exit(Status),
 }

@@ -84,7 +84,7 @@ impl Init {
             Event::GroupGone(_) | Event::Listening(_) | Event::NothingShared | Event::Time => {}
             // Nothing asks for these where there is one child.
             Event::Told(..) | Event::GenerationLoaded(_) | Event::GenerationRefused(..) => {}
-            Event::Queue(..) | Event::Memory(..) => {}
+            Event::Queue(..) | Event::Memory(..) | Event::Asked(..) => {}
         }
         self.advance(now, &mut effects);
         effects

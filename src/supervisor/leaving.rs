@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::events::say;
 use super::report::Report;
 use super::settings::Settings;
+use super::statistics::Cause;
 use super::stop::{Due, Escalation, Schedule};
 use super::worker::{Life, Recycling};
 use super::{Effect, WorkerId};
@@ -65,6 +66,10 @@ pub(super) struct Leaving {
     pub(super) replaced: Option<(WorkerId, Option<Recycling>)>,
     /// Its main process has ended and was reaped; others of its group have not.
     pub(super) is_orphaned: bool,
+    /// When it was told to stop.
+    pub(super) told_at: Option<Duration>,
+    /// Why its slot has another worker, or none, where that is not known before it has ended.
+    pub(super) cause: Option<Cause>,
     manner: Manner,
     stage: Stage,
 }
@@ -106,7 +111,14 @@ impl Leaving {
     /// Leaves it alone until `until`, and tells it to stop then.
     pub(super) fn working(until: Duration, life: Life) -> Self {
         let stage = Stage::Working { until, limit: until + QUEUE_LIMIT };
-        Self { worker: life.worker, life, replaced: None, is_orphaned: false, manner: Manner::Alone, stage }
+        let (worker, manner) = (life.worker, Manner::Alone);
+        Self { worker, life, replaced: None, is_orphaned: false, told_at: None, cause: None, manner, stage }
+    }
+
+    /// Remembers why its slot has another worker, or none.
+    pub(super) fn for_cause(mut self, cause: Cause) -> Self {
+        self.cause = Some(cause);
+        self
     }
 
     /// Remembers who has its slot now.
@@ -138,6 +150,7 @@ impl Leaving {
     fn tell(&mut self, now: Duration, settings: &Settings, effects: &mut Vec<Effect>) {
         let (escalation, signal) = Escalation::begin(now, self.manner.schedule(settings));
         let rests_until = self.is_emptying().then_some(now + QUEUE_REST);
+        self.told_at.get_or_insert(now);
         self.stage = Stage::Stopping { escalation, rests_until };
         settings.push_stop_signal(self.worker, signal, effects);
         // The schedule may leave it no time at all. It has some after KILL.

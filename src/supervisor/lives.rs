@@ -10,7 +10,8 @@ use super::notice::Notice;
 use super::report::{Next, Reason, Report};
 use super::restart::{GOOD_LIFE, Random, Restart};
 use super::settings::{Ready, Settings};
-use super::worker::{Due, Life, Patience, Purpose, Recycling, Slot, State};
+use super::statistics::Cause;
+use super::worker::{Due, LastEnd, Life, Patience, Purpose, Recycling, Slot, State};
 use super::{Effect, End, Failure, NotRun, Phase, Proof, Reached, Supervisor, Why, WorkerId, rotation};
 use crate::error::Status;
 
@@ -118,7 +119,10 @@ impl Supervisor {
                 say(effects, Report::Says(worker, "it is stopping".to_owned()));
             }
             Notice::Reloading => say(effects, Report::Says(worker, "it is reloading".to_owned())),
-            Notice::Status(text) => say(effects, Report::Says(worker, text)),
+            Notice::Status(text) => {
+                life.status = Some(text.clone());
+                say(effects, Report::Says(worker, text));
+            }
             Notice::ExtendTimeout(time) => {
                 if let State::Starting { by, .. } = &mut life.state {
                     *by = (now + time).max(*by);
@@ -158,6 +162,13 @@ impl Supervisor {
         effects: &mut Vec<Effect>,
     ) {
         if let Some(at) = self.leaving.iter().position(|leaving| leaving.worker == worker && !leaving.is_orphaned) {
+            let told = self.leaving.get(at).map(|leaving| (leaving.told_at, leaving.cause));
+            if let Some(told_at) = told.and_then(|(told_at, _)| told_at) {
+                self.statistics.time_to_stop.add(now.saturating_sub(told_at));
+            }
+            if let Some(cause) = told.and_then(|(_, cause)| cause) {
+                self.remember_end(now, worker.slot, cause, end.to_string());
+            }
             say(effects, Report::Stopped(worker, end));
             if let (true, Some(leaving)) = (group_left, self.leaving.get_mut(at)) {
                 leaving.orphan(now, &self.settings, effects);
@@ -176,7 +187,10 @@ impl Supervisor {
         let success = status == Status::SUCCESS || self.settings.policy.ok_exits.contains(&status);
         let next = match self.reason_to_stop(&end, success) {
             Some(reason) => Next::Stop(reason),
-            None => self.vacate(now, worker.slot, success),
+            None => {
+                self.remember_end(now, worker.slot, Cause::of_end(&end, success), end.to_string());
+                self.vacate(now, worker.slot, success)
+            }
         };
         if next == Next::Nobody && !success {
             self.last_failure = Some(status);
@@ -252,6 +266,29 @@ impl Supervisor {
         Some(old.worker)
     }
 
+    /// Remembers how the life before the present one ended.
+    fn remember_end(&mut self, now: Duration, number: u32, cause: Cause, text: String) {
+        if let Some(slot) = self.slot_mut(number) {
+            slot.last_end = Some(LastEnd { cause, text, at: now });
+        }
+    }
+
+    fn remember_failure(&mut self, now: Duration, number: u32, failure: &Failure) {
+        self.remember_end(now, number, Cause::of_failure(failure), failure.text("it"));
+    }
+
+    /// Counts that a slot has another worker for the reason for which the last one ended.
+    fn count_restart(&mut self, number: u32) {
+        let Self { slots, statistics, .. } = self;
+        let slot = usize::try_from(number).ok().and_then(|number| slots.get_mut(number));
+        if let Some((slot, cause)) =
+            slot.and_then(|slot| slot.last_end.as_ref().map(|end| end.cause).map(|cause| (slot, cause)))
+        {
+            slot.restarts += 1;
+            statistics.count_restart(cause);
+        }
+    }
+
     /// Decides who comes after the worker of a slot that is gone, and when.
     fn vacate(&mut self, now: Duration, number: u32, success: bool) -> Next {
         let worker = self.slot_mut(number).map(|slot| slot.current.worker);
@@ -274,6 +311,7 @@ impl Supervisor {
             slot.current = successor;
             let somebody_serves = rotation::somebody_serves(&self.slots, &self.leaving);
             self.slot_mut(number).into_iter().for_each(|slot| slot.await_worker(now, somebody_serves));
+            self.count_restart(number);
             return Next::Successor;
         }
         if !is_restarted {
@@ -283,6 +321,7 @@ impl Supervisor {
         let delay =
             if has_done_its_work { Duration::ZERO } else { settings.policy.backoff.delay(slot.failures, random) };
         slot.current.state = State::Waiting { until: now + delay };
+        self.count_restart(number);
         if delay.is_zero() { Next::Now } else { Next::After(delay) }
     }
 
@@ -320,10 +359,13 @@ impl Supervisor {
         let Some(slot) = self.slot_mut(number) else { return };
         let Some(successor) = slot.successor.take() else { return };
         let (worker, recycling) = (successor.worker, slot.recycling.take());
+        let why = recycling.as_ref().filter(|_| successor.purpose == Purpose::Recycling).map(|recycling| recycling.why);
+        let cause = Cause::of_replacement(why);
         let old = std::mem::replace(&mut slot.current, successor);
+        self.statistics.count_restart(cause);
         if old.has_process() {
             say(effects, Report::TookOver(worker, old.worker, delay));
-            self.leaving.push(Leaving::working(now + delay, old).replaced_by(worker, recycling));
+            self.leaving.push(Leaving::working(now + delay, old).replaced_by(worker, recycling).for_cause(cause));
         } else {
             say(effects, Report::Ready(worker));
         }
@@ -340,7 +382,7 @@ impl Supervisor {
         life.beat_interval = life.beat_interval.or(settings.policy.watchdog);
         life.beat(now);
         slot.proven = life.generation;
-        let generation = life.generation;
+        let (generation, time_to_ready) = (life.generation, slot.time_to_ready);
         // A reason to replace was the one before's.
         if slot.successor.is_none() {
             slot.recycling = None;
@@ -348,6 +390,7 @@ impl Supervisor {
         if let Some(reload) = self.reload.as_mut().filter(|reload| reload.generation == generation) {
             reload.is_proven = true;
         }
+        self.statistics.time_to_ready.add(time_to_ready);
         self.reached = self.reached.max(Reached::OneReady);
     }
 
@@ -364,7 +407,10 @@ impl Supervisor {
         let failure = too_late(&life);
         let next = match self.count_early_death(false) {
             Some(reason) => Next::Stop(reason),
-            None => self.vacate(now, number, false),
+            None => {
+                self.remember_failure(now, number, &failure);
+                self.vacate(now, number, false)
+            }
         };
         say(effects, Report::GivenUp(life.worker, failure.clone(), next));
         self.leave(now, life.clone(), Manner::Stop, next, effects);
@@ -386,6 +432,7 @@ impl Supervisor {
         } else {
             (Failure::Silent(life.beat_interval), Manner::Silent)
         };
+        self.remember_failure(now, number, &failure);
         let next = self.vacate(now, number, false);
         say(effects, Report::GivenUp(life.worker, failure.clone(), next));
         self.leave(now, life.clone(), manner, next, effects);

@@ -6,17 +6,18 @@
 //! [`Supervisor`] keeps N workers alive, [`init::Init`] looks after one child. Around them:
 //!
 //! - `events`, `settings`: what goes in and out, and what it goes by
-//! - [`actions`]: what a signal to panzer does
+//! - [`actions`], [`commands`]: what a signal to panzer does, and what `panzer ctl` may ask
 //! - [`worker`]: one slot's states; `lives`: what happens to one of its lives; [`notice`]: what a worker tells of itself
 //! - [`rollout`]: reload, recycling, scaling; `leaving`: workers without a slot
 //! - [`restart`]: policy, backoff, jitter
 //! - [`stop`]: stop schedules
 //! - [`rotation`]: which slots get new connections
 //! - `clearing`: what remains at the end
-//! - [`report`]: what there is to say
+//! - [`report`], [`status`], [`statistics`]: what there is to say, how everything is, what has happened so far
 
 pub mod actions;
 mod clearing;
+pub mod commands;
 mod events;
 pub mod init;
 mod leaving;
@@ -29,6 +30,8 @@ pub mod rotation;
 mod settings;
 #[cfg(test)]
 mod simulation;
+pub mod statistics;
+pub mod status;
 pub mod stop;
 pub mod worker;
 
@@ -38,15 +41,17 @@ use crate::error::Status;
 use crate::signals::Signal;
 use actions::Action;
 use clearing::{Clearing, Progress};
+use commands::Command;
 use events::say;
-pub use events::{Effect, End, Event, Failure, Generation, NotRun, Proof, Reach, Why, WorkerId};
+pub use events::{Asker, Client, Effect, End, Event, Failure, Generation, NotRun, Proof, Reach, Why, WorkerId};
 use leaving::{Leaving, Manner, Others, Outcome};
-use report::Report;
+use report::{Report, Scaled, Workers};
 use restart::Random;
 use rollout::Reload;
 use rotation::QueueState;
 pub use settings::{Age, Policy, Ready, Replacement, Settings};
-use worker::{Patience, Slot, State};
+use statistics::Statistics;
+use worker::{Patience, Recycling, Slot, State};
 
 /// How often the memory of workers is looked at, where it has a limit.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
@@ -106,6 +111,7 @@ pub struct Supervisor {
     killed: bool,
     /// The last end that was no success and that nobody came after.
     last_failure: Option<Status>,
+    statistics: Statistics,
 }
 
 impl Supervisor {
@@ -129,6 +135,7 @@ impl Supervisor {
             interrupted: false,
             killed: false,
             last_failure: None,
+            statistics: Statistics::default(),
             settings,
         }
     }
@@ -179,6 +186,10 @@ impl Supervisor {
                 self.leaving.retain(|leaving| !(leaving.is_orphaned && leaving.worker == worker));
             }
             Event::Signal(signal) => self.signal(now, signal, &mut effects),
+            Event::Asked(client, command) => {
+                let answer = self.command(now, command, &mut effects);
+                effects.push(Effect::Answer(client, answer));
+            }
             Event::SomethingRemains => {
                 if let Phase::Clearing(_, clearing) = &mut self.phase {
                     clearing.found(now, &mut effects);
@@ -230,27 +241,112 @@ impl Supervisor {
             Action::Stop if self.interrupted && signal == Signal::INT => self.stop_now(now, signal, count, effects),
             Action::Stop => {
                 self.interrupted |= signal == Signal::INT;
-                if self.is_running() {
-                    say(effects, Report::Stopping(signal, count));
-                    self.stop_all(now, None, effects);
-                }
+                self.stop(now, Asker::Signal(signal), effects);
             }
             Action::StopNow => self.stop_now(now, signal, count, effects),
-            Action::Reload if self.is_running() => self.reload(now, signal, effects),
-            Action::ScaleUp if self.is_running() => self.scale_up(now, signal, effects),
-            Action::ScaleDown if self.is_running() => self.scale_down(now, signal, effects),
+            Action::Reload if self.is_running() => self.reload(now, Asker::Signal(signal), effects),
+            Action::ScaleUp if self.is_running() => self.scale_up(now, Asker::Signal(signal), effects),
+            Action::ScaleDown if self.is_running() => self.scale_down(now, Asker::Signal(signal), effects),
             Action::Reload | Action::ScaleUp | Action::ScaleDown | Action::Ignore => {}
             Action::Forward(other) => {
                 let sent = other.unwrap_or(signal);
                 say(effects, Report::Forwarded(sent, count));
-                let reach = if self.settings.policy.no_group { Reach::MainProcess } else { Reach::Group };
-                effects.extend(workers.into_iter().map(|(_, worker)| Effect::Signal(worker, reach, sent)));
+                self.send(sent, workers, effects);
                 // Ctrl-Z at a terminal: the workers stop, and the shell wants its terminal back.
                 if sent == Signal::TSTP {
                     effects.push(Effect::Suspend);
                 }
             }
             Action::Upgrade => say(effects, Report::Unavailable(signal)),
+        }
+    }
+
+    /// Sends a signal to workers as it comes.
+    fn send(&self, signal: Signal, workers: Vec<(Generation, WorkerId)>, effects: &mut Vec<Effect>) {
+        let reach = if self.settings.policy.no_group { Reach::MainProcess } else { Reach::Group };
+        effects.extend(workers.into_iter().map(|(_, worker)| Effect::Signal(worker, reach, signal)));
+    }
+
+    /// Does what a client asks for; what there is to say to it. [`Command::Status`] is answered by whoever sees processes.
+    fn command(&mut self, now: Duration, command: Command, effects: &mut Vec<Effect>) -> Result<String, String> {
+        if self.is_stopping() && !matches!(command, Command::Signal(..) | Command::Stop) {
+            return Err("panzer is stopping".to_owned());
+        }
+        let workers = self.workers();
+        let count = u32::try_from(workers.len()).unwrap_or(u32::MAX);
+        match command {
+            Command::Status => Ok(String::new()),
+            Command::Reload { .. } => {
+                self.reload(now, Asker::Control, effects);
+                let queued = u64::from(self.reload.as_ref().is_some_and(|reload| reload.once_more));
+                Ok(format!("{{\"generation\":{}}}", self.last_generation.0 + queued))
+            }
+            Command::Restart(number) => self.restart(now, number),
+            Command::Scale(wanted) => self.scale_to(now, wanted, effects),
+            Command::Stop => {
+                self.stop(now, Asker::Control, effects);
+                Ok(format!("stopping {}", Workers(count)))
+            }
+            Command::Signal(signal, None) => {
+                say(effects, Report::Forwarded(signal, count));
+                self.send(signal, workers, effects);
+                Ok(format!("sent {signal} to {}", Workers(count)))
+            }
+            Command::Signal(signal, Some(number)) => {
+                let of_slot: Vec<_> = workers.into_iter().filter(|(_, worker)| worker.slot == number).collect();
+                if of_slot.is_empty() {
+                    return Err(format!("cannot signal worker {number}: there is none"));
+                }
+                say(effects, Report::Forwarded(signal, 1));
+                self.send(signal, of_slot, effects);
+                Ok(format!("sent {signal} to worker {number}"))
+            }
+        }
+    }
+
+    /// Another worker in the place of this one, or a start that was still to come.
+    fn restart(&mut self, now: Duration, number: u32) -> Result<String, String> {
+        let wanted = self.wanted;
+        let none = || format!("cannot restart worker {number}: there is none");
+        let slot = self.slot_mut(number).filter(|_| number < wanted).ok_or_else(none)?;
+        match slot.current.state {
+            State::Ready { .. } if slot.successor.is_some() => {
+                Err(format!("cannot restart worker {number}: it is being replaced already"))
+            }
+            State::Ready { .. } => {
+                slot.recycling = Some(Recycling::new(now, Why::Asked));
+                Ok(format!("replacing worker {number}"))
+            }
+            State::Starting { .. } => Err(format!("cannot restart worker {number}: it is starting already")),
+            State::Waiting { .. } | State::Ended => {
+                slot.current.state = State::Waiting { until: now };
+                Ok(format!("starting worker {number}"))
+            }
+        }
+    }
+
+    fn scale_to(&mut self, now: Duration, wanted: u32, effects: &mut Vec<Effect>) -> Result<String, String> {
+        let (before, most) = (self.wanted, self.settings.most_workers);
+        if wanted == 0 {
+            return Err("cannot scale to 0: there is always one worker".to_owned());
+        }
+        if wanted > most {
+            return Err(format!("cannot scale to {wanted}: there can be {most} at the most"));
+        }
+        self.scale(now, Asker::Control, wanted, effects);
+        Ok(match wanted.checked_sub(before) {
+            Some(0) => format!("{} already", Workers(wanted)),
+            Some(more) => Scaled(wanted, more, "more").to_string(),
+            None => Scaled(wanted, before - wanted, "fewer").to_string(),
+        })
+    }
+
+    /// Stops everything in the ordinary way.
+    fn stop(&mut self, now: Duration, asker: Asker, effects: &mut Vec<Effect>) {
+        if self.is_running() {
+            let count = u32::try_from(self.workers().len()).unwrap_or(u32::MAX);
+            say(effects, Report::Stopping(asker, count));
+            self.stop_all(now, None, effects);
         }
     }
 

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{End, Failure, Generation, NotRun, Proof, Why, WorkerId};
+use super::{Asker, End, Failure, Generation, NotRun, Proof, Why, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
 
@@ -92,9 +92,9 @@ pub enum Report {
     /// The first one has proved itself and takes the place of the second one, which is to stop so much later.
     TookOver(WorkerId, WorkerId, Duration),
     /// All workers are being replaced; `None`: because that was asked for during the reload before.
-    Reloading(Option<Signal>, u32, Generation),
+    Reloading(Option<Asker>, u32, Generation),
     /// A reload was asked for during another.
-    ReloadQueued(Signal),
+    ReloadQueued(Asker),
     /// A try has failed; how long until the next.
     ReloadRetry(WorkerId, Generation, Failure, Duration),
     /// The last try has failed.
@@ -107,14 +107,14 @@ pub enum Report {
     Recycling(WorkerId, Why),
     /// That has failed; how long until the next try.
     RecycleFailed(WorkerId, Failure, Duration),
-    /// There is one worker more: so many.
-    ScaledUp(Signal, u32),
-    /// There is one worker fewer: so many.
-    ScaledDown(Signal, u32),
+    /// There are so many workers, which is so many more.
+    ScaledUp(Asker, u32, u32),
+    /// There are so many workers, which is so many fewer.
+    ScaledDown(Asker, u32, u32),
     /// There are as many workers as there may be.
-    CannotScaleUp(Signal, u32),
+    CannotScaleUp(Asker, u32),
     /// There is one worker.
-    CannotScaleDown(Signal),
+    CannotScaleDown(Asker),
     /// The system was short of something; why, and how long until the next try.
     NotStarted(WorkerId, NotRun, Duration),
     /// The main process ended, others of its process group did not and were told to.
@@ -126,7 +126,7 @@ pub enum Report {
     /// The end of this worker ends everything; panzer will exit with this status.
     GivingUp(WorkerId, Reason, Status),
     /// All workers were told to stop.
-    Stopping(Signal, u32),
+    Stopping(Asker, u32),
     /// All workers were killed.
     StoppingNow(Signal, u32),
     /// Whatever remains of what panzer started or adopted gets this signal.
@@ -209,6 +209,20 @@ impl Report {
         }
     }
 
+    /// Where it is the end of a reload: of which one, and whether it has gone well.
+    #[must_use]
+    pub fn reload_result(&self) -> Option<(Generation, bool)> {
+        if let Self::Reloaded(_, generation) = self {
+            return Some((*generation, true));
+        }
+        let failed = if let Self::ReloadFailed(_, generation, _) | Self::ReloadRefused(generation, _) = self {
+            Some(*generation)
+        } else {
+            None
+        };
+        failed.map(|generation| (generation, false))
+    }
+
     /// The worker that it is about.
     #[must_use]
     pub fn worker(&self) -> Option<WorkerId> {
@@ -266,13 +280,13 @@ impl Report {
             Self::Says(_, text) => format!("{who} says: {text}"),
             Self::TookOver(_, _, Duration::ZERO) => format!("{who} is ready; stopping {other}"),
             Self::TookOver(_, _, delay) => format!("{who} is ready; {other} is to stop in {}", Rounded(*delay)),
-            Self::Reloading(Some(signal), count, generation) => {
-                format!("{signal}: reloading {} as generation {}", Workers(*count), generation.0)
+            Self::Reloading(Some(asker), count, generation) => {
+                format!("{asker}: reloading {} as generation {}", Workers(*count), generation.0)
             }
             Self::Reloading(None, count, generation) => {
                 format!("as asked for meanwhile: reloading {} as generation {}", Workers(*count), generation.0)
             }
-            Self::ReloadQueued(signal) => format!("{signal}: a reload is under way; once more after it"),
+            Self::ReloadQueued(asker) => format!("{asker}: a reload is under way; once more after it"),
             Self::ReloadRetry(_, generation, failure, delay) => {
                 format!("{}; trying generation {} again {}", failure.text(who), generation.0, In(*delay))
             }
@@ -289,16 +303,17 @@ impl Report {
             }
             Self::Recycling(_, Why::Age(age)) => format!("{who} is {} old; replacing it", Rounded(*age)),
             Self::Recycling(_, Why::Memory(bytes)) => format!("{who} uses {} MiB; replacing it", bytes >> 20),
+            Self::Recycling(_, Why::Asked) => format!("ctl: replacing {who}"),
             Self::RecycleFailed(_, failure, delay) => {
                 let failure = failure.text(&format!("{who}, its replacement,"));
                 format!("{failure}; the old one stays, trying again {}", In(*delay))
             }
-            Self::ScaledUp(signal, count) => format!("{signal}: {} now, one more", Workers(*count)),
-            Self::ScaledDown(signal, count) => format!("{signal}: {} now, one fewer", Workers(*count)),
-            Self::CannotScaleUp(signal, count) => {
-                format!("cannot scale up on {signal}: there are {count} workers, and no more can be had; ignored")
+            Self::ScaledUp(asker, count, by) => format!("{asker}: {}", Scaled(*count, *by, "more")),
+            Self::ScaledDown(asker, count, by) => format!("{asker}: {}", Scaled(*count, *by, "fewer")),
+            Self::CannotScaleUp(asker, count) => {
+                format!("cannot scale up on {asker}: there are {count} workers, and no more can be had; ignored")
             }
-            Self::CannotScaleDown(signal) => format!("cannot scale down on {signal}: there is 1 worker; ignored"),
+            Self::CannotScaleDown(asker) => format!("cannot scale down on {asker}: there is 1 worker; ignored"),
             Self::NotStarted(_, why, delay) => format!("{}; trying again {}", why.error, In(*delay)),
             Self::GroupOrphaned(_) => format!("{who} left processes behind in its group; stopping them"),
             Self::Escalated(_, signal) => format!("{who} did not end in time; sent {signal}"),
@@ -311,7 +326,7 @@ impl Report {
                 status.0
             ),
             Self::GivingUp(_, Reason::NeverExecuted, _) => "giving up: the command was never executed".to_owned(),
-            Self::Stopping(signal, count) => format!("{signal}: stopping {}", Workers(*count)),
+            Self::Stopping(asker, count) => format!("{asker}: stopping {}", Workers(*count)),
             Self::StoppingNow(signal, count) => format!("{signal}: killing {}", Workers(*count)),
             Self::SignallingRemaining(signal) => format!("processes were left behind; sent them {signal}"),
             Self::RemainingAbandoned => {
@@ -327,7 +342,7 @@ impl Report {
 }
 
 impl Failure {
-    fn text(&self, who: &str) -> String {
+    pub(super) fn text(&self, who: &str) -> String {
         match self {
             Self::Ended(End::CannotRun(why)) => why.error.clone(),
             Self::Ended(end) => format!("{who} {end}"),
@@ -371,11 +386,25 @@ impl fmt::Display for In {
 }
 
 /// `1 worker`, `3 workers`.
-struct Workers(u32);
+pub(super) struct Workers(pub(super) u32);
 
 impl fmt::Display for Workers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} worker{}", self.0, if self.0 == 1 { "" } else { "s" })
+    }
+}
+
+/// `5 workers now, 2 more`.
+pub(super) struct Scaled(pub(super) u32, pub(super) u32, pub(super) &'static str);
+
+impl fmt::Display for Scaled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(count, by, more) = self;
+        if *by == 1 {
+            write!(f, "{} now, one {more}", Workers(*count))
+        } else {
+            write!(f, "{} now, {by} {more}", Workers(*count))
+        }
     }
 }
 

@@ -9,9 +9,9 @@ use super::events::say;
 use super::events::{Failure, Proof};
 use super::leaving::{Leaving, Manner};
 use super::report::Report;
+use super::statistics::Cause;
 use super::worker::{Life, Purpose, Recycling, Slot, State};
-use super::{Effect, Generation, Supervisor};
-use crate::signals::Signal;
+use super::{Asker, Effect, Generation, Supervisor};
 
 /// A replacement that can begin.
 struct Due {
@@ -36,22 +36,22 @@ pub(super) struct Reload {
     failed_tries: u32,
     next_try: Duration,
     /// Another one was asked for in the meantime.
-    once_more: bool,
+    pub(super) once_more: bool,
 }
 
 impl Supervisor {
     /// A reload was asked for.
-    pub(super) fn reload(&mut self, now: Duration, signal: Signal, effects: &mut Vec<Effect>) {
+    pub(super) fn reload(&mut self, now: Duration, asker: Asker, effects: &mut Vec<Effect>) {
         match &mut self.reload {
-            None => self.begin_reload(now, Some(signal), effects),
+            None => self.begin_reload(now, Some(asker), effects),
             Some(reload) => {
                 reload.once_more = true;
-                say(effects, Report::ReloadQueued(signal));
+                say(effects, Report::ReloadQueued(asker));
             }
         }
     }
 
-    fn begin_reload(&mut self, now: Duration, signal: Option<Signal>, effects: &mut Vec<Effect>) {
+    fn begin_reload(&mut self, now: Duration, asker: Option<Asker>, effects: &mut Vec<Effect>) {
         self.last_generation.0 += 1;
         let generation = self.last_generation;
         self.reload = Some(Reload {
@@ -62,7 +62,7 @@ impl Supervisor {
             next_try: now,
             once_more: false,
         });
-        say(effects, Report::Reloading(signal, self.count_running(), generation));
+        say(effects, Report::Reloading(asker, self.count_running(), generation));
         let mut in_use = vec![self.generation];
         in_use.extend(self.slots.iter().flat_map(|slot| [slot.current.generation, slot.proven]));
         in_use.extend(self.leaving.iter().map(|leaving| leaving.life.generation));
@@ -85,8 +85,7 @@ impl Supervisor {
         effects: &mut Vec<Effect>,
     ) {
         if self.reload.as_ref().is_some_and(|reload| reload.generation == generation) {
-            say(effects, Report::ReloadRefused(generation, error));
-            self.end_reload(now, effects);
+            self.end_reload(now, Report::ReloadRefused(generation, error), effects);
         }
     }
 
@@ -101,9 +100,12 @@ impl Supervisor {
         }
     }
 
-    /// The reload is over, however it went.
-    fn end_reload(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+    /// The reload is over, however it went: this says it.
+    fn end_reload(&mut self, now: Duration, result: Report, effects: &mut Vec<Effect>) {
         let Some(reload) = self.reload.take() else { return };
+        let is_ok = result.reload_result().is_some_and(|(_, is_ok)| is_ok);
+        *(if is_ok { &mut self.statistics.reloads_ok } else { &mut self.statistics.reloads_failed }) += 1;
+        say(effects, result);
         if reload.once_more {
             self.begin_reload(now, None, effects);
         }
@@ -139,9 +141,8 @@ impl Supervisor {
         }
         match self.count_try(now, generation) {
             Some((is_last, _)) if is_last || self.reload.as_ref().is_some_and(|reload| reload.once_more) => {
-                say(effects, Report::ReloadFailed(worker, generation, failure));
                 self.stop_successors(now, generation, effects);
-                self.end_reload(now, effects);
+                self.end_reload(now, Report::ReloadFailed(worker, generation, failure), effects);
             }
             Some((_, delay)) if life.purpose == Purpose::Reload => {
                 say(effects, Report::ReloadRetry(worker, generation, failure, delay));
@@ -242,17 +243,54 @@ impl Supervisor {
             if reload.is_proven {
                 self.generation = generation;
             }
-            say(effects, Report::Reloaded(self.count_running(), generation));
-            self.end_reload(now, effects);
+            self.end_reload(now, Report::Reloaded(self.count_running(), generation), effects);
         }
     }
 
-    /// One worker more, in the slot above the others.
-    pub(super) fn scale_up(&mut self, now: Duration, signal: Signal, effects: &mut Vec<Effect>) {
-        if self.wanted >= self.settings.most_workers {
-            say(effects, Report::CannotScaleUp(signal, self.wanted));
-            return;
+    /// The generation that is being made, how many slots have it, and how many are to; `None`: there is no reload.
+    #[must_use]
+    pub fn reload_progress(&self) -> Option<(Generation, u32, u32)> {
+        let generation = self.reload.as_ref()?.generation;
+        let done = self.wanted_slots().filter(|slot| slot.proven == generation && !slot.has_ended()).count();
+        Some((generation, u32::try_from(done).unwrap_or(u32::MAX), self.count_running()))
+    }
+
+    /// So many workers from now on, more in the slots above the others, or those of the top slots away. `asker` has made
+    /// sure that there may be so many.
+    pub(super) fn scale(&mut self, now: Duration, asker: Asker, count: u32, effects: &mut Vec<Effect>) {
+        let before = self.wanted;
+        while self.wanted < count {
+            self.add_worker(now);
         }
+        while self.wanted > count {
+            self.take_worker_away(now, effects);
+        }
+        if count > before {
+            say(effects, Report::ScaledUp(asker, count, count - before));
+        } else if count < before {
+            say(effects, Report::ScaledDown(asker, count, before - count));
+        }
+    }
+
+    /// One worker more, if there may be more.
+    pub(super) fn scale_up(&mut self, now: Duration, asker: Asker, effects: &mut Vec<Effect>) {
+        if self.wanted >= self.settings.most_workers {
+            say(effects, Report::CannotScaleUp(asker, self.wanted));
+        } else {
+            self.scale(now, asker, self.wanted + 1, effects);
+        }
+    }
+
+    /// One worker fewer, if there is more than one.
+    pub(super) fn scale_down(&mut self, now: Duration, asker: Asker, effects: &mut Vec<Effect>) {
+        if self.wanted == 1 {
+            say(effects, Report::CannotScaleDown(asker));
+        } else {
+            self.scale(now, asker, self.wanted - 1, effects);
+        }
+    }
+
+    fn add_worker(&mut self, now: Duration) {
         let (number, generation) = (self.wanted, self.generation);
         self.wanted += 1;
         match self.slot_mut(number) {
@@ -264,17 +302,10 @@ impl Supervisor {
                 slot.failures = 0;
             }
         }
-        say(effects, Report::ScaledUp(signal, self.wanted));
     }
 
-    /// One worker fewer: that of the top slot.
-    pub(super) fn scale_down(&mut self, now: Duration, signal: Signal, effects: &mut Vec<Effect>) {
-        if self.wanted == 1 {
-            say(effects, Report::CannotScaleDown(signal));
-            return;
-        }
+    fn take_worker_away(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         self.wanted -= 1;
-        say(effects, Report::ScaledDown(signal, self.wanted));
         let number = self.wanted;
         let Self { slots, leaving, settings, .. } = self;
         let Some(slot) = usize::try_from(number).ok().and_then(|number| slots.get_mut(number)) else { return };
@@ -284,7 +315,7 @@ impl Supervisor {
         }
         let life = &mut slot.current;
         if life.has_process() {
-            leaving.push(Leaving::working(now, life.clone()));
+            leaving.push(Leaving::working(now, life.clone()).for_cause(Cause::Scale));
         }
         life.state = State::Ended;
     }

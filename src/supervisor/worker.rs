@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::events::{Proof, Why};
+use super::statistics::Cause;
 use super::{Generation, WorkerId};
 
 /// Connections wait for a worker that comes no later than this, where others could have taken them.
@@ -89,6 +90,8 @@ pub struct Life {
     pub patience: Patience,
     /// It has said that it is about to end by itself.
     pub is_stopping: bool,
+    /// What it has said it is doing (`STATUS=`).
+    pub status: Option<String>,
     /// How often it must beat once it is ready.
     pub beat_interval: Option<Duration>,
     /// When it has been silent for too long, or has taken too long to end by itself.
@@ -109,6 +112,7 @@ impl Life {
             began,
             patience: Patience::Endless,
             is_stopping: false,
+            status: None,
             beat_interval: None,
             beat_by: None,
             retire_at: None,
@@ -179,6 +183,17 @@ impl Recycling {
     }
 }
 
+/// How the life before the present one ended.
+#[derive(Clone, Debug)]
+pub struct LastEnd {
+    /// Why there is another one.
+    pub cause: Cause,
+    /// `was killed by SIGKILL`
+    pub text: String,
+    /// When.
+    pub at: Duration,
+}
+
 /// A numbered place for a worker.
 #[derive(Clone, Debug)]
 pub struct Slot {
@@ -198,6 +213,10 @@ pub struct Slot {
     pub failures: u32,
     /// How long the last life that was ready took to be.
     pub time_to_ready: Duration,
+    /// How often its worker was started again after it had ended by itself or failed.
+    pub restarts: u64,
+    /// How the last life ended.
+    pub last_end: Option<LastEnd>,
     /// A life of it has listened on a port that workers share.
     pub has_listened: bool,
 }
@@ -216,6 +235,8 @@ impl Slot {
             proven: generation,
             failures: 0,
             time_to_ready: Duration::ZERO,
+            restarts: 0,
+            last_end: None,
             has_listened: false,
         }
     }

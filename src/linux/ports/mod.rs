@@ -284,6 +284,13 @@ impl Ports {
         }
     }
 
+    /// Shows each address that workers have bound by themselves and listen on.
+    pub(super) fn each_shared(&self, show: &mut dyn FnMut(&str, &[Rc<OwnedFd>])) {
+        for shared in self.shared.iter().filter(|shared| shared.backlog.is_some() && !shared.declared) {
+            show(&shared.address.to_string(), &shared.sockets);
+        }
+    }
+
     /// How many connections wait for the worker of a slot.
     pub(super) fn waiting_for(&self, slot: u32) -> u32 {
         self.shared.iter().map(|shared| shared.waiting_for(slot)).sum()

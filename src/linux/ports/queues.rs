@@ -25,14 +25,6 @@ pub(super) fn steer(member: &OwnedFd, places: &[u32]) -> std::io::Result<()> {
     sys::attach_reuseport_program(member.as_fd(), &program(places))
 }
 
-/// How many connections wait in a listener's queue: `tcpi_unacked` counts them there (`tcp_get_info`, net/ipv4/tcp.c).
-pub(super) fn length(listener: &OwnedFd) -> u32 {
-    const UNACKED_AT: usize = 24;
-    let mut info = [0; UNACKED_AT + size_of::<u32>()];
-    sys::read_socket_option(listener.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, &mut info);
-    info.last_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
-}
-
 /// Draws one of the places.
 fn program(places: &[u32]) -> Vec<Instruction> {
     let instruction = |code: u32, jt, jf, k| Instruction { code: u16::try_from(code).unwrap_or_default(), jt, jf, k };

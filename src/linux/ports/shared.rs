@@ -22,7 +22,7 @@ use crate::error::cause;
 use crate::linux::listen::{Listener, Queues, another_member};
 use crate::linux::log::Log;
 use crate::linux::socket_options::SocketOptions;
-use crate::linux::{processes, sys};
+use crate::linux::{processes, queue_length, sys};
 use crate::supervisor::WorkerId;
 use crate::supervisor::report::Level;
 use crate::supervisor::rotation::{self, QueueState};
@@ -279,7 +279,10 @@ impl SharedListener {
     /// How many connections wait for the worker of a slot, where the slot has a queue of its own.
     pub(super) fn waiting_for(&self, slot: u32) -> u32 {
         let socket = usize::try_from(slot).ok().and_then(|slot| self.sockets.get(slot));
-        socket.filter(|_| self.backlog.is_some()).map_or(0, |socket| queues::length(socket))
+        socket
+            .filter(|_| self.backlog.is_some())
+            .and_then(|socket| queue_length::of_port(socket))
+            .map_or(0, |queue| queue.length)
     }
 
     /// The socket of a slot.

@@ -67,6 +67,21 @@ impl World {
         self.check(!is_early, "an old worker is told before its time");
     }
 
+    /// What a client is told is true.
+    pub(super) fn check_status(&self, supervisor: &Supervisor) {
+        let (overview, rows) = (supervisor.overview(), supervisor.rows());
+        self.check(overview.workers == self.wanted || supervisor.is_stopping(), "a wrong number of workers is shown");
+        self.check(overview.ready <= overview.workers, "too many are shown as ready");
+        let shown = |worker: &WorkerId| rows.iter().filter(|row| row.has_process && row.life.worker == *worker).count();
+        let is_news = |worker: &WorkerId| self.queue.iter().any(|event| life(event) == Some(*worker));
+        let right = self.alive().all(|(worker, one)| one.unkillable || shown(worker) == 1 || is_news(worker));
+        self.check(right, "a worker is not shown, or twice");
+        let firsts: Vec<u32> = rows.iter().filter_map(|row| row.slot).map(|slot| slot.number).collect();
+        self.check(firsts.is_sorted_by(|one, next| one < next), "a slot is counted twice");
+        let histograms = [&supervisor.statistics().time_to_ready, &supervisor.statistics().time_to_stop];
+        self.check(histograms.iter().all(|one| one.counts.is_sorted()), "a histogram that is not cumulative");
+    }
+
     /// Whoever has a queue to itself gets connections only where somebody will answer them.
     pub(super) fn check_queues(&mut self, supervisor: &Supervisor) {
         let queues = supervisor.queues(self.now);

@@ -65,6 +65,7 @@ fn simulate_init(seed: u64) -> Tally {
                         events.push(if dice.one_in(2) { Event::NothingRemains } else { Event::SomethingRemains });
                     }
                     Effect::Spawn { .. } => panic!("init mode starts its child once"),
+                    Effect::Answer(..) => panic!("nobody asks init mode"),
                     Effect::LoadGeneration(..) | Effect::LookAtQueue(_) | Effect::MeasureMemory => {
                         panic!("init mode has one child")
                     }

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::actions::{Action, Actions};
+use super::commands::Command;
 use super::lives::SHORTEST_RETRY;
 use super::notice::Notice;
 use super::report::{Next, Report};
@@ -20,8 +21,8 @@ use super::rotation::QueueState;
 use super::stop::{KILL_GRACE, Schedule};
 use super::worker::{SOON, Slot};
 use super::{
-    Age, Effect, End, Event, Failure, Generation, NotRun, Policy, Ready, Replacement, Settings, Supervisor, Why,
-    WorkerId,
+    Age, Client, Effect, End, Event, Failure, Generation, NotRun, Policy, Ready, Replacement, Settings, Supervisor,
+    Why, WorkerId,
 };
 use crate::error::Status;
 use crate::signals::Signal;
@@ -94,6 +95,8 @@ struct World {
     to_abort: BTreeSet<WorkerId>,
     /// A reload was asked for during another.
     reload_queued: bool,
+    /// A client that has no answer yet.
+    asked: Option<Client>,
     /// A stop was asked for, or the supervisor began one by itself.
     stop_told: Option<Duration>,
     /// An end at once was asked for.
@@ -193,6 +196,7 @@ impl World {
             not_told_before: BTreeMap::new(),
             to_abort: BTreeSet::new(),
             reload_queued: false,
+            asked: None,
             stop_told: None,
             kill_told: None,
             exit: None,
@@ -218,6 +222,10 @@ impl World {
 
     /// What the order means is the model's to say, whatever the supervisor makes of it.
     fn note_order(&mut self, event: &Event) {
+        if let Event::Asked(client, command) = event {
+            self.asked = Some(*client);
+            self.stop_told = self.stop_told.or((*command == Command::Stop).then_some(self.now));
+        }
         let Event::Signal(signal) = event else { return };
         match self.settings.actions.of(*signal) {
             Action::Stop => drop(self.stop_told.get_or_insert(self.now)),
@@ -276,6 +284,14 @@ impl World {
                     self.note_report(&report);
                     *self.tally.entry(report.event()).or_insert(0) += 1;
                 }
+                Effect::Answer(client, answer) => {
+                    let asked = self.asked.take();
+                    self.check(asked == Some(client), "a client is answered that has not asked");
+                    let started = answer.as_ref().ok().and_then(|text| text.strip_prefix("starting worker "));
+                    self.vacant_since.extend(started.map(|slot| (slot.parse::<u32>().unwrap(), self.now)));
+                    let name = if answer.is_ok() { "request_done" } else { "request_refused" };
+                    *self.tally.entry(name).or_insert(0) += 1;
+                }
                 Effect::Suspend => {}
                 Effect::SuspendWithChild | Effect::TakeTerminal => self.fail("a supervisor has no terminal to give"),
                 Effect::Exit(status) => {
@@ -316,6 +332,7 @@ impl World {
             Report::ReloadQueued(_) => self.reload_queued = true,
             Report::Recycling(_, Why::Age(_)) => *self.tally.entry("too_old").or_insert(0) += 1,
             Report::Recycling(_, Why::Memory(_)) => *self.tally.entry("too_large").or_insert(0) += 1,
+            Report::Recycling(_, Why::Asked) => *self.tally.entry("restarted").or_insert(0) += 1,
             Report::GivenUp(worker, failure, _) => {
                 if let Failure::Silent(_) = failure {
                     self.to_abort.insert(*worker);
@@ -324,11 +341,11 @@ impl World {
                     process.is_ready = false;
                 }
             }
-            Report::ScaledUp(_, count) | Report::ScaledDown(_, count) => {
+            Report::ScaledUp(_, count, _) | Report::ScaledDown(_, count, _) => {
                 self.wanted = *count;
                 self.not_told_before.retain(|worker, _| worker.slot < *count);
                 // Whoever had the slot goes, also where it is wanted again soon.
-                let had_it = self.alive().filter(|(worker, _)| worker.slot == self.wanted).map(|(worker, _)| *worker);
+                let had_it = self.alive().filter(|(worker, _)| worker.slot >= self.wanted).map(|(worker, _)| *worker);
                 self.replaced = had_it.collect::<Vec<_>>().into_iter().chain(self.replaced.clone()).collect();
                 self.vacant_since.retain(|slot, _| slot < count);
             }
@@ -398,8 +415,9 @@ impl World {
             self.check(self.now <= since + bound, "a backoff exceeds its bound");
         }
         if self.dice.one_in(15) {
+            // A successor may have become the slot's own by the time that this is known.
+            self.fork_failed.insert(worker.slot, true);
             if !is_successor {
-                self.fork_failed.insert(worker.slot, true);
                 self.vacant_since.insert(worker.slot, self.now);
             }
             self.queue.push(Event::NotStarted(worker, NotRun { status: Status::REFUSED, error: "EAGAIN".to_owned() }));
@@ -583,6 +601,23 @@ impl World {
         }
     }
 
+    fn random_order(&mut self) -> Event {
+        if self.dice.one_in(2) {
+            return Event::Signal(self.random_signal());
+        }
+        let slot = u32::try_from(self.dice.below(8)).unwrap();
+        let command = match self.dice.below(16) {
+            0 => Command::Stop,
+            1 => Command::Status,
+            2..5 => Command::Reload { waits: self.dice.one_in(2) },
+            5..8 => Command::Scale(slot),
+            8 => Command::Signal(Signal::CONT, None),
+            9 => Command::Signal(Signal::CONT, Some(slot)),
+            _ => Command::Restart(slot),
+        };
+        Event::Asked(Client(self.dice.below(1000)), command)
+    }
+
     fn random_signal(&mut self) -> Signal {
         let others = [Signal::HUP, Signal::HUP, Signal::USR1, Signal::USR2, Signal::CONT, Signal::TTIN, Signal::TTOU];
         let stops = [Signal::TERM, Signal::INT, Signal::QUIT];
@@ -604,6 +639,8 @@ fn simulate(seed: u64) -> Tally {
             world.note_order(&event);
             let effects = supervisor.handle(world.now, event);
             world.perform(&supervisor, effects);
+            world.check(world.asked.is_none() || world.exit.is_some(), "a client waits for its answer");
+            world.check_status(&supervisor);
             world.check_queues(&supervisor);
             let forgotten = world.reload_queued && !supervisor.is_stopping() && supervisor.reload.is_none();
             world.check(!forgotten, "a reload that was asked for during another is forgotten");
@@ -633,8 +670,8 @@ fn simulate(seed: u64) -> Tally {
             world.queue.push(Event::Time);
         }
         if next_order <= world.now {
-            let signal = if world.now >= give_up_at { Signal::QUIT } else { world.random_signal() };
-            world.queue.push(Event::Signal(signal));
+            let order = if world.now >= give_up_at { Event::Signal(Signal::QUIT) } else { world.random_order() };
+            world.queue.push(order);
             // Now and then two at the same instant.
             next_order = world.now + ms(world.dice.pick(&[0, 1, 3000, 20_000, 50_000]));
         }
@@ -660,7 +697,7 @@ fn life(event: &Event) -> Option<WorkerId> {
         Event::NotStarted(worker, _) | Event::Executed(worker) | Event::GroupGone(worker) => Some(*worker),
         Event::Exited { worker, .. } | Event::Listening(worker) | Event::Told(worker, _) => Some(*worker),
         Event::Queue(worker, _) | Event::Memory(worker, _) => Some(*worker),
-        Event::GenerationLoaded(_) | Event::GenerationRefused(..) => None,
+        Event::GenerationLoaded(_) | Event::GenerationRefused(..) | Event::Asked(..) => None,
         Event::Signal(_) | Event::Suspended(_) | Event::SomethingRemains | Event::NothingRemains => None,
         Event::NothingShared | Event::Time => None,
     }
@@ -700,6 +737,9 @@ fn simulation_of_the_supervisor() {
         "worker_not_ready",
         "worker_silent",
         "reloading",
+        "request_done",
+        "request_refused",
+        "restarted",
         "reload_queued",
         "reload_retry",
         "reload_failed",
