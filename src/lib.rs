@@ -3,6 +3,7 @@
 //! The map:
 //!
 //! - [`signals`], [`error`]: the signal table; refusals and exit statuses
+//! - [`records`]: reads what panzer tells of itself
 //! - [`supervisor`]: the decisions. Pure: events and the time in, effects out
 //! - [`config`]: what was asked for, as plain values
 //! - [`cli`]: what people type
@@ -14,5 +15,6 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod linux;
+pub mod records;
 pub mod signals;
 pub mod supervisor;

@@ -64,13 +64,13 @@ impl Children {
         self.0.iter_mut().find(|child| !child.reaped && (child.pid == pid || is_named(child)))
     }
 
-    /// What the worker that was started as `pid` has told, where workers run as this user. `guard` is nobody's process;
+    /// What the worker that was started as `pid` has told, where workers run as this user. `helpers` are nobody's processes;
     /// `close`: see [`Feedback::read`].
     pub(super) fn hear(
         &mut self,
         pid: Pid,
         uid: u32,
-        guard: Option<Pid>,
+        helpers: Vec<Pid>,
         close: &mut dyn FnMut(&OwnedFd),
     ) -> Vec<Event> {
         if self.with_process(pid).is_none_or(|child| child.feedback.is_mute()) {
@@ -78,7 +78,7 @@ impl Children {
         }
         let others = || self.0.iter().filter(|child| child.pid != pid);
         let named = others().filter_map(|child| child.named.as_ref()).map(|named| named.pid);
-        let others = others().map(|child| child.pid).chain(named).chain(guard).collect();
+        let others = others().map(|child| child.pid).chain(named).chain(helpers).collect();
         let Some(child) = self.with_process(pid) else { return Vec::new() };
         let speakers = Speakers { process: child.pid, slot: child.worker.slot, uid, others };
         let notices = child.feedback.read(&speakers, close);

@@ -5,17 +5,15 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::children::Children;
 use super::json::Record;
-use super::listen::Listener;
-use super::ports::Ports;
+use super::observers::View;
 use super::queue_length::{self, QueueLength};
 use super::sys::Pid;
 use super::usage::Usages;
 use crate::config::VERSION;
+use crate::supervisor::Generation;
 use crate::supervisor::statistics::{BOUNDS, Histogram, RESTARTS};
 use crate::supervisor::status::Row;
-use crate::supervisor::{Generation, Supervisor};
 
 /// The reload that is under way, or the last one.
 #[derive(Clone, Debug)]
@@ -30,14 +28,10 @@ pub(super) struct LastReload {
 
 /// What the document is made from.
 pub(super) struct Sources<'a> {
-    pub(super) now: Duration,
+    pub(super) view: &'a View<'a>,
     /// The time of day when panzer started.
     pub(super) started_at: Duration,
-    pub(super) supervisor: &'a Supervisor,
-    pub(super) children: &'a Children,
     pub(super) usages: &'a Usages,
-    pub(super) listeners: &'a [Listener],
-    pub(super) ports: Option<&'a Ports>,
     pub(super) reload: Option<&'a LastReload>,
 }
 
@@ -49,14 +43,14 @@ impl Sources<'_> {
         out.push_str("\n,\"listeners\":[\n");
         self.push_listeners(&mut out);
         out.push_str("],\"workers\":[\n");
-        for (index, row) in self.supervisor.rows().iter().enumerate() {
+        for (index, row) in self.view.supervisor.rows().iter().enumerate() {
             if index > 0 {
                 out.push(',');
             }
             self.push_worker(row, &mut out);
             out.push('\n');
         }
-        let statistics = self.supervisor.statistics();
+        let statistics = self.view.supervisor.statistics();
         out.push_str("],\"restarts\":\n");
         let mut record = Record::begin(&mut out);
         for ((_, name), count) in RESTARTS.iter().zip(statistics.restarts) {
@@ -77,13 +71,13 @@ impl Sources<'_> {
     }
 
     fn push_overview(&self, out: &mut String) {
-        let overview = self.supervisor.overview();
+        let overview = self.view.supervisor.overview();
         let result = self.reload.and_then(|reload| reload.result.as_ref());
         let mut record = Record::begin(out);
         record.text("version", Some(VERSION));
         record.number("pid", Some(Pid::own().number().unsigned_abs().into()));
         record.seconds("started_at_seconds", Some(self.started_at));
-        record.seconds("uptime_seconds", Some(self.now));
+        record.seconds("uptime_seconds", Some(self.view.now));
         record.text("state", Some(overview.state));
         record.text("doing", Some(&overview.doing));
         record.number("generation", Some(overview.generation.0));
@@ -117,24 +111,25 @@ impl Sources<'_> {
             record.end();
             out.push('\n');
         };
-        for listener in self.listeners {
+        for listener in self.view.listeners {
             push(&listener.shown, Some(&listener.name), &listener.sockets);
         }
-        self.ports
+        self.view
+            .ports
             .into_iter()
             .for_each(|ports| ports.each_shared(&mut |address, sockets| push(address, None, sockets)));
     }
 
     fn push_worker(&self, row: &Row<'_>, out: &mut String) {
-        let child = self.children.of(row.life.worker).filter(|_| row.has_process);
+        let child = self.view.children.of(row.life.worker).filter(|_| row.has_process);
         let usage = child.and_then(|child| self.usages.of(child));
-        let queues = self.ports.filter(|ports| ports.have_queues() && row.slot.is_some());
+        let queues = self.view.ports.filter(|ports| ports.have_queues() && row.slot.is_some());
         let mut record = Record::begin(out);
         record.number("slot", Some(row.life.worker.slot.into()));
         record.number("pid", child.map(|child| child.main().number().unsigned_abs().into()));
         record.number("generation", Some(row.life.generation.0));
         record.text("state", Some(row.state));
-        record.seconds("uptime_seconds", row.age(self.now));
+        record.seconds("uptime_seconds", row.age(self.view.now));
         record.number("restarts", row.slot.map(|slot| slot.restarts));
         record.seconds("cpu_seconds", usage.map(|usage| usage.processor));
         record.number("memory_bytes", usage.map(|usage| usage.memory));
@@ -142,7 +137,7 @@ impl Sources<'_> {
         record.number("queue", queues.map(|ports| ports.waiting_for(row.life.worker.slot).into()));
         record.text("last_end", row.last_end.map(|end| end.text.as_str()));
         record.text("last_end_reason", row.last_end.map(|end| end.cause.name()));
-        record.seconds("last_end_seconds_ago", row.last_end.map(|end| self.now.saturating_sub(end.at)));
+        record.seconds("last_end_seconds_ago", row.last_end.map(|end| self.view.now.saturating_sub(end.at)));
         record.text("status", row.life.status.as_deref());
         record.end();
     }

@@ -4,20 +4,18 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use super::children::{Child, Children};
-use super::control::Control;
 use super::decider::Decider;
-use super::document::{LastReload, Sources};
 use super::guard::{Guard, GuardSettings};
 use super::idle;
-use super::json::Record;
 use super::log::Log;
+use super::observers::{Observers, View};
 use super::own_path::OwnPath;
 use super::ports::{self, Ports};
 use super::processes::{self, Sweep};
@@ -27,13 +25,12 @@ use super::state_files::{PidFile, StatusFile};
 use super::sys::{self, Pid, Target};
 use super::terminal;
 use super::token::Token;
-use super::usage::Usages;
 use crate::config::VERSION;
 use crate::error::{Error, Status, cause};
 use crate::signals::Signal;
 use crate::supervisor::commands::Command;
 use crate::supervisor::report::{Level, Report};
-use crate::supervisor::{Client, Effect, End, Event, Generation, NotRun, WorkerId};
+use crate::supervisor::{Effect, End, Event, Generation, NotRun, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
@@ -60,8 +57,8 @@ pub(super) struct Prepared {
     pub(super) guard: Option<GuardSettings>,
     /// What workers share, in supervise mode.
     pub(super) ports: Option<Ports>,
-    /// The control socket.
-    pub(super) control: Option<Control>,
+    /// Who looks at panzer from outside.
+    pub(super) observers: Observers,
     /// `--status-file`
     pub(super) status_file: Option<StatusFile>,
     /// `--pid-file`, held until the end.
@@ -90,17 +87,11 @@ pub struct Running {
     sweep: Sweep,
     /// There may be more to reap.
     reap_again: bool,
-    /// The reload that is under way, or the last one.
-    reload: Option<LastReload>,
-    /// What workers use.
-    usages: Usages,
     /// When panzer's own code is to be taken out of its resident memory.
     release_at: Option<Duration>,
     /// The status to exit with.
     status: Option<Status>,
     start: Instant,
-    /// The time of day then.
-    started_at: Duration,
     own: Pid,
 }
 
@@ -112,9 +103,7 @@ impl Running {
         if let Some(ports) = &prepared.ports {
             epoll::add(&epoll, ports.descriptor(), Token::Ports.to_data(), epoll::EventFlags::IN)?;
         }
-        if let Some(control) = &prepared.control {
-            epoll::add(&epoll, control.descriptor(), Token::Control.to_data(), epoll::EventFlags::IN)?;
-        }
+        prepared.observers.watch(&epoll)?;
         // panzer must not pin the mount that it was started from, unless the worker can reach it in no other way.
         if prepared.launcher.start_directory.is_some() {
             rustix::process::chdir(c"/")?;
@@ -133,12 +122,9 @@ impl Running {
             sweep: Sweep::default(),
             // Children from before the exec may have ended while SIGCHLD told nobody.
             reap_again: true,
-            reload: None,
-            usages: Usages::default(),
             release_at: Some(RELEASE_DELAY),
             status: None,
             start: Instant::now(),
-            started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             own: Pid::own(),
         })
     }
@@ -221,7 +207,7 @@ impl Running {
                 Token::Guard => self.guard_died(),
                 Token::Ports => self.handle_ports(),
                 Token::Control => self.handle_control(),
-                Token::Metrics => {}
+                Token::Metrics => self.handle_metrics(),
                 Token::Child(pid) => self.channel_ready(pid),
                 Token::Feedback(pid) => self.hear(pid),
             }
@@ -238,9 +224,7 @@ impl Running {
         if let Some(ports) = ports.as_mut().filter(|ports| ports.next_deadline().is_some_and(|at| at <= now)) {
             ports.catch_up(now, log);
         }
-        if self.prepared.control.as_ref().and_then(Control::next_deadline).is_some_and(|at| at <= now) {
-            self.handle_control();
-        }
+        self.attend_observers(now);
         let is_due = self.prepared.decider.next_deadline().is_some_and(|at| at <= now);
         if is_due {
             self.hear_all();
@@ -256,8 +240,8 @@ impl Running {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
         let ports = self.prepared.ports.as_ref().and_then(Ports::next_deadline);
-        let control = self.prepared.control.as_ref().and_then(Control::next_deadline);
-        let deadlines = [self.prepared.decider.next_deadline(), self.guard_at, self.release_at, ports, control];
+        let observers = self.prepared.observers.next_deadline();
+        let deadlines = [self.prepared.decider.next_deadline(), self.guard_at, self.release_at, ports, observers];
         let deadline = deadlines.into_iter().flatten().min()?;
         Timespec::try_from(deadline.saturating_sub(self.now())).ok()
     }
@@ -269,7 +253,9 @@ impl Running {
                 let effects = self.prepared.decider.handle(self.now(), event);
                 self.perform(effects);
             }
-            self.follow_reload();
+            if let Decider::Supervise(supervisor) = &self.prepared.decider {
+                self.prepared.observers.follow_reload(supervisor);
+            }
             self.forget_the_gone();
             if self.events.is_empty() {
                 break;
@@ -295,73 +281,44 @@ impl Running {
 
     /// Does what clients of the control socket ask for.
     fn handle_control(&mut self) {
-        let now = self.now();
-        let Some(control) = &mut self.prepared.control else { return };
-        for (client, command) in control.handle(now) {
+        for (client, command) in self.prepared.observers.requests(self.start.elapsed()) {
             if command == Command::Status {
                 // What has happened until now is in it.
                 self.settle();
-                let document = self.document();
-                self.answer(client, Ok(document));
+                let document = self.show(|observers, view| observers.document(view)).unwrap_or_default();
+                self.prepared.observers.answer(client, Ok(document));
             } else {
                 self.events.push_back(Event::Asked(client, command));
             }
         }
     }
 
-    fn answer(&mut self, client: Client, answer: Result<String, String>) {
-        if let Some(control) = &mut self.prepared.control {
-            control.answer(client, answer);
+    /// The child that serves metrics wants something, or is gone.
+    fn handle_metrics(&mut self) {
+        if self.prepared.observers.server_wishes(self.start.elapsed(), &self.epoll) {
+            let text = "the process that serves metrics died; starting another";
+            self.prepared.log.say(Level::Warning, "metrics_died", text);
         }
     }
 
-    /// How everything is just now.
-    fn document(&mut self) -> String {
-        let now = self.now();
-        self.usages.look(now);
-        let Prepared { decider, launcher, ports, .. } = &self.prepared;
-        let Decider::Supervise(supervisor) = decider else { return String::new() };
-        let sources = Sources {
-            now,
-            started_at: self.started_at,
-            supervisor,
-            children: &self.children,
-            usages: &self.usages,
-            listeners: &launcher.listeners,
-            ports: ports.as_ref(),
-            reload: self.reload.as_ref(),
-        };
-        sources.document()
-    }
-
-    /// Remembers how far a reload has come, and tells those who follow it.
-    fn follow_reload(&mut self) {
-        let Prepared { decider, control, .. } = &mut self.prepared;
-        let Decider::Supervise(supervisor) = &*decider else { return };
-        if let Some((generation, done, of)) = supervisor.reload_progress() {
-            self.reload = Some(LastReload { generation, progress: (done, of), result: None });
-            control.iter_mut().for_each(|control| control.reload_goes_on((generation, done, of)));
-        } else if supervisor.is_stopping() {
-            control.iter_mut().for_each(|control| control.reload_ended(None));
+    /// Does what is due for those who look at panzer from outside.
+    fn attend_observers(&mut self, now: Duration) {
+        if self.prepared.observers.next_deadline().is_none_or(|at| at > now) {
+            return;
+        }
+        self.handle_control();
+        self.show(Observers::answer_server);
+        if let Err(error) = self.prepared.observers.ensure_server(now, &self.epoll) {
+            self.complain("start the process that serves metrics", &error, "trying again in 1s");
         }
     }
 
-    /// A reload has ended, and `text` says how.
-    fn reload_ended(&mut self, generation: Generation, is_ok: bool, text: String) {
-        let mut line = String::new();
-        let mut record = Record::begin(&mut line);
-        record.number("generation", Some(generation.0));
-        record.text("result", Some(if is_ok { "ok" } else { "failed" }));
-        record.text("message", Some(&text));
-        record.end();
-        line.push('\n');
-        self.prepared.control.iter_mut().for_each(|control| control.reload_ended(Some((generation, &line))));
-        let reload = self.reload.take().filter(|reload| reload.generation == generation);
-        let (mut done, of) = reload.map_or((0, 0), |reload| reload.progress);
-        if is_ok {
-            done = of;
-        }
-        self.reload = Some(LastReload { generation, progress: (done, of), result: Some((is_ok, text)) });
+    /// Shows everything to those who look at panzer from outside.
+    fn show<T>(&mut self, look: fn(&mut Observers, &View<'_>) -> T) -> Option<T> {
+        let Self { prepared: Prepared { decider, launcher, ports, observers, .. }, children, start, .. } = self;
+        let Decider::Supervise(supervisor) = &*decider else { return None };
+        let (listeners, ports) = (launcher.listeners.as_slice(), ports.as_ref());
+        Some(look(observers, &View { now: start.elapsed(), supervisor, children, listeners, ports }))
     }
 
     /// Answers what workers ask of their ports.
@@ -389,12 +346,15 @@ impl Running {
                     self.events.push_back(Event::Queue(worker, length));
                 }
                 Effect::MeasureMemory => {
-                    self.usages.look(self.now());
-                    let memory = |child: &Child| self.usages.of(child).unwrap_or_default().memory;
+                    let usages = &mut self.prepared.observers.usages;
+                    usages.look(self.start.elapsed());
+                    let memory = |child: &Child| usages.of(child).unwrap_or_default().memory;
                     self.events.extend(self.children.living().map(|child| Event::Memory(child.worker, memory(child))));
                 }
                 Effect::Signal(worker, reach, signal) => self.children.signal(worker, reach, signal),
                 Effect::LookForRemaining => {
+                    // As PID 1 panzer signals all there are.
+                    self.prepared.observers.let_go_of_metrics();
                     self.watching_remaining = true;
                     self.events.push_back(if self.something_remains() {
                         Event::SomethingRemains
@@ -424,10 +384,10 @@ impl Running {
                     let (pid, other) = (report.worker().and_then(pid), report.other_worker().and_then(pid));
                     let text = self.prepared.log.report(&report, self.prepared.decider.is_supervisor(), pid, other);
                     if let Some((generation, is_ok)) = report.reload_result() {
-                        self.reload_ended(generation, is_ok, text);
+                        self.prepared.observers.reload_ended(generation, is_ok, text);
                     }
                 }
-                Effect::Answer(client, answer) => self.answer(client, answer),
+                Effect::Answer(client, answer) => self.prepared.observers.answer(client, answer),
                 Effect::Exit(status) => self.status = Some(status),
             }
         }
@@ -542,12 +502,13 @@ impl Running {
 
     /// A worker tells something of itself.
     fn hear(&mut self, pid: Pid) {
-        let Self { children, prepared, epoll, events, guard, .. } = self;
+        let helpers = self.own_helpers();
+        let Self { children, prepared, epoll, events, .. } = self;
         // As with the channel: a copy that somebody holds would go on telling.
         let close = &mut |descriptor: &OwnedFd| {
             let _ = epoll::delete(&*epoll, descriptor);
         };
-        events.extend(children.hear(pid, prepared.launcher.uid(), guard.as_ref().map(Guard::pid), close));
+        events.extend(children.hear(pid, prepared.launcher.uid(), helpers, close));
     }
 
     /// Reaps whatever has ended: workers, and orphans that nobody knows.
@@ -645,9 +606,13 @@ impl Running {
             // Without /proc the groups are all that is known.
             return self.sweep.send_to_groups(signal, &self.children.groups_left());
         };
-        let guard = self.guard.as_ref().map(Guard::pid);
-        let remaining = processes::descendants(&all, self.own, guard);
+        let remaining = processes::descendants(&all, self.own, &self.own_helpers());
         self.sweep.send(signal, &all, &remaining);
+    }
+
+    /// panzer's own children that are no business of its clearing up, and no worker's.
+    fn own_helpers(&self) -> Vec<Pid> {
+        self.guard.as_ref().map(Guard::pid).into_iter().chain(self.prepared.observers.pid()).collect()
     }
 
     /// Starts a guard where one is wanted and none is there.

@@ -8,6 +8,7 @@
 //! - `control`, `document`, `usage`, `queue_length`, `json`: what `panzer ctl` asks for, and what it is told
 //! - `spawn`, `environment`: a worker's start, and the variables that it sees
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
+//! - `metrics`: the child that Prometheus reads from
 //! - `ports`: what workers bind by themselves
 //! - `listen`, `socket_options`, `own_path`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
 //! - `log`: the lines on stderr
@@ -28,6 +29,8 @@ mod idle;
 mod json;
 mod listen;
 mod log;
+mod metrics;
+mod observers;
 mod own_path;
 mod ports;
 mod prepare;

@@ -17,6 +17,7 @@ use super::event_loop::{Prepared, Running};
 use super::feedback::Asked;
 use super::guard::GuardSettings;
 use super::listen::{self, FIRST_DESCRIPTOR, Listener, Queues};
+use super::observers::Observers;
 use super::ports::{self, AlsoSent, PortSettings, Ports};
 use super::spawn::{DeathPipe, Launcher, PortFilter, above_handed_down, candidates};
 use super::state_files::{PidFile, StatusFile};
@@ -131,9 +132,12 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     // As variables they may be set for a whole image; without workers there is nothing to say there.
     let file = |path: &'_ Option<PathBuf>| path.clone().filter(|_| supervised);
     let pid_file = file(&config.pid_file).as_deref().map(PidFile::take).transpose()?;
-    let control = if supervised { control(config, &mut log)? } else { None };
+    let observers = match supervised {
+        true => Observers::new(control(config, &mut log)?, metrics_listener(config)?),
+        false => Observers::new(None, None),
+    };
     let status_file = file(&config.status_file).as_deref().map(StatusFile::new).transpose()?;
-    Running::new(Prepared { decider, launcher, guard, ports, control, status_file, _pid_file: pid_file, log })
+    Running::new(Prepared { decider, launcher, guard, ports, observers, status_file, _pid_file: pid_file, log })
         .map_err(|error| Error::new("watch for events", cause(&error)))
 }
 
@@ -240,6 +244,11 @@ fn control(config: &Config, log: &mut Log) -> Result<Option<Control>, Error> {
             Ok(control.ok())
         }
     }
+}
+
+/// Where metrics are served: for nobody's inheritance.
+fn metrics_listener(config: &Config) -> Result<Option<Listener>, Error> {
+    config.metrics.as_ref().map(|wanted| listen::open(wanted, config.backlog, Queues::One)).transpose()
 }
 
 fn open_listeners(config: &Config, mut listeners: Vec<Listener>, queues: Queues) -> Result<Vec<Listener>, Error> {

@@ -107,12 +107,12 @@ pub(super) fn branch_of(pid: Pid) -> Option<Pid> {
     None
 }
 
-/// The children of `root`, their children, and so on, without `root` and without `except` and what is below it.
-pub(super) fn descendants(all: &[Process], root: Pid, except: Option<Pid>) -> Vec<Process> {
+/// The children of `root`, their children, and so on, without `root` and without those of `except` and what is below them.
+pub(super) fn descendants(all: &[Process], root: Pid, except: &[Pid]) -> Vec<Process> {
     let mut parents = vec![root];
     let mut found = Vec::new();
     while let Some(parent) = parents.pop() {
-        for process in all.iter().filter(|process| process.parent == Some(parent) && Some(process.pid) != except) {
+        for process in all.iter().filter(|process| process.parent == Some(parent) && !except.contains(&process.pid)) {
             found.push(*process);
             parents.push(process.pid);
         }
@@ -253,8 +253,10 @@ mod tests {
         let all =
             [(1, 0), (2, 1), (3, 2), (4, 1), (5, 4), (9, 0)].map(|(pid, parent)| process(pid, parent, pid, false));
         let root = Pid::from_number(1).unwrap();
-        let mut found: Vec<_> =
-            descendants(&all, root, Pid::from_number(4)).iter().map(|process| process.pid.number()).collect();
+        let mut found: Vec<_> = descendants(&all, root, &[Pid::from_number(4).unwrap()])
+            .iter()
+            .map(|process| process.pid.number())
+            .collect();
         found.sort_unstable();
         assert_eq!(found, [2, 3]);
     }

@@ -11,10 +11,10 @@ use crate::linux::sys::{AUDIT_ARCH, Instruction, Notification};
 
 /// Where the filter's data has the call's number, the machine and the arguments' lower halves (`seccomp(2)`); all
 /// machines that panzer is built for have those first.
-const NUMBER_AT: u32 = 0;
-const MACHINE_AT: u32 = 4;
+pub(in crate::linux) const NUMBER_AT: u32 = 0;
+pub(in crate::linux) const MACHINE_AT: u32 = 4;
 const LEVEL_AT: u32 = 16 + 8;
-const NAME_AT: u32 = 16 + 16;
+pub(in crate::linux) const THIRD_AT: u32 = 16 + 16;
 
 /// A call that the filter has sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,7 +85,7 @@ pub(in crate::linux) fn program(also: AlsoSent) -> Vec<Instruction> {
         unless_equal(number(libc::SYS_getsockopt), 6, 0),
         load(LEVEL_AT),
         unless_equal(libc::SOL_SOCKET.unsigned_abs(), 3, 0),
-        load(NAME_AT),
+        load(THIRD_AT),
         unless_equal(libc::SO_ACCEPTCONN.unsigned_abs(), 1, 0),
         send,
         load(NUMBER_AT),
@@ -101,7 +101,7 @@ pub(in crate::linux) fn program(also: AlsoSent) -> Vec<Instruction> {
             program.extend([
                 load(LEVEL_AT),
                 unless_equal(level.unsigned_abs(), 3, 0),
-                load(NAME_AT),
+                load(THIRD_AT),
                 unless_equal(name.unsigned_abs(), 1, 0),
                 send,
             ]);
@@ -111,24 +111,28 @@ pub(in crate::linux) fn program(also: AlsoSent) -> Vec<Instruction> {
     program
 }
 
-fn number(call: c_long) -> u32 {
+/// A call's number as a filter sees it.
+pub(in crate::linux) fn number(call: c_long) -> u32 {
     u32::try_from(call).unwrap_or(u32::MAX)
 }
 
-fn load(at: u32) -> Instruction {
+/// Reads the 32 bits of the filter's data that stand `at`.
+pub(in crate::linux) fn load(at: u32) -> Instruction {
     instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at)
 }
 
 /// Goes on `otherwise` instructions further down where the number loaded last is not `value`, and `then` where it is.
-fn unless_equal(value: u32, otherwise: u8, then: u8) -> Instruction {
+pub(in crate::linux) fn unless_equal(value: u32, otherwise: u8, then: u8) -> Instruction {
     instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, then, otherwise, value)
 }
 
-fn ret(value: u32) -> Instruction {
+/// Ends with this answer.
+pub(in crate::linux) fn ret(value: u32) -> Instruction {
     instruction(libc::BPF_RET | libc::BPF_K, 0, 0, value)
 }
 
-fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> Instruction {
+/// Any other.
+pub(in crate::linux) fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> Instruction {
     Instruction { code: u16::try_from(code).unwrap_or_default(), jt, jf, k }
 }
 

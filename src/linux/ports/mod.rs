@@ -11,7 +11,7 @@
 
 mod answer;
 mod caller;
-mod filter;
+pub(super) mod filter;
 mod identity;
 mod names;
 mod queues;

@@ -466,7 +466,7 @@ impl SharedListener {
         }
         // Where they cannot be seen it is as well to go on holding it.
         let Some(all) = processes::all() else { return true };
-        let below = processes::descendants(&all, sys::Pid::own(), None);
+        let below = processes::descendants(&all, sys::Pid::own(), &[]);
         below.iter().any(|process| has_one(process.pid))
     }
 
