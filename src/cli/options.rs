@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values::{self, Read};
-use crate::config::{Balance, Config, ControlSocket, LogFormat, MOST_WORKERS, SharePorts, Show, Workers};
-use crate::error::cause;
+use crate::config::{Address, Balance, Config, ControlSocket, LogFormat, MOST_WORKERS, SharePorts, Show, Workers};
 use crate::signals::Signal;
 use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
@@ -468,7 +467,7 @@ pub static OPTIONS: &[Opt] = &[
         long: "control",
         takes: Takes::One("PATH|off", |config, value| {
             let is_off = value == "off";
-            config.control = if is_off { ControlSocket::Off } else { ControlSocket::Path(absolute(value)?) };
+            config.control = if is_off { ControlSocket::Off } else { ControlSocket::Path(PathBuf::from(value)) };
             Ok(())
         }),
         needs_workers: true,
@@ -480,7 +479,11 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "metrics",
         takes: Takes::One("ADDR", |config, value| {
-            config.metrics = Some(values::listen(text(value)?)?);
+            let wanted = values::listen(text(value)?)?;
+            if let Address::Udp(_) = wanted.address {
+                return Err("HTTP is not served over UDP".to_owned());
+            }
+            config.metrics = Some(wanted);
             Ok(())
         }),
         needs_workers: true,
@@ -492,7 +495,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "pid-file",
         takes: Takes::One("PATH", |config, value| {
-            config.pid_file = Some(absolute(value)?);
+            config.pid_file = Some(path(value)?);
             Ok(())
         }),
         needs_workers: true,
@@ -504,7 +507,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "status-file",
         takes: Takes::One("PATH", |config, value| {
-            config.status_file = Some(absolute(value)?);
+            config.status_file = Some(path(value)?);
             Ok(())
         }),
         needs_workers: true,
@@ -601,9 +604,9 @@ fn interval(text: &str) -> Read<Duration> {
     if interval.is_zero() { Err("it must be longer than 0".to_owned()) } else { Ok(interval) }
 }
 
-/// panzer works in `/`, so a path is taken from where it was started.
-fn absolute(value: &OsStr) -> Read<PathBuf> {
-    std::path::absolute(value).map_err(|error| cause(&error))
+/// A path as it was typed.
+fn path(value: &OsStr) -> Read<PathBuf> {
+    if value.is_empty() { Err("it is empty".to_owned()) } else { Ok(PathBuf::from(value)) }
 }
 
 fn backoff(text: &str) -> Read<Backoff> {

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{cpus, listen, prepare, state_files};
-use crate::config::{Config, SharePorts, Workers};
+use super::{cpus, files, listen, prepare, state_files};
+use crate::config::{Config, ControlSocket, SharePorts, Workers};
 use crate::error::Error;
 use crate::supervisor::Ready;
 use crate::supervisor::report::Rounded;
@@ -36,7 +36,7 @@ pub fn check(config: &Config) -> Result<String, Error> {
         };
         let _ = writeln!(out, "  ports: {shares}; {count} queue{} each", if count == 1 { "" } else { "s" });
     }
-    let directory = config.dir.clone().or_else(|| std::env::current_dir().ok()).unwrap_or_default();
+    let directory = config.dir.clone().or_else(|| files::current_directory().ok()).unwrap_or_default();
     let _ = writeln!(out, "  in: {}", directory.display());
     if let (Some(user), Some(credentials)) = (&config.user, &checked.credentials) {
         let _ = writeln!(out, "  user: {user} (uid {}, gid {})", credentials.uid.as_raw(), credentials.gid.as_raw());
@@ -76,12 +76,27 @@ fn describe_replacement(config: &Config, out: &mut String) -> Result<(), Error> 
     if let Some(schedule) = &config.reload_stop {
         let _ = writeln!(out, "  stop in a reload: {schedule}");
     }
+    if let Some(wanted) = &config.metrics {
+        listen::try_to_open(wanted)?;
+        let _ = writeln!(out, "  metrics: {}", wanted.typed);
+    }
+    match &config.control {
+        ControlSocket::Abstract => {}
+        ControlSocket::Off => out.push_str("  control: off\n"),
+        ControlSocket::Path(path) => {
+            listen::check_path(&state_files::absolute("--control", path)?)
+                .map_err(|problem| Error::new(format!("use --control {}", path.display()), problem))?;
+            let _ = writeln!(out, "  control: {}", path.display());
+        }
+    }
     if let Some(path) = &config.pid_file {
+        let path = &state_files::absolute("--pid-file", path)?;
         state_files::lock_present(path)?;
         state_files::check("--pid-file", path)?;
         let _ = writeln!(out, "  pid file: {}", path.display());
     }
     if let Some(path) = &config.status_file {
+        let path = &state_files::absolute("--status-file", path)?;
         state_files::check("--status-file", path)?;
         let _ = writeln!(out, "  status file: {}", path.display());
     }

@@ -2,15 +2,16 @@
 //!
 //! Reads `/proc` and the cgroup file system once at the start. Where nothing can be read the mask alone counts.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+
+use super::files;
 
 /// The smaller of the affinity mask and the quota, which is rounded up; at least 1.
 pub(super) fn usable() -> u32 {
     let allowed = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let quota = quota(&groups, &mounts, &|path| fs::read_to_string(path).ok());
+    let groups = files::read_text(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let mounts = files::read_text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    let quota = quota(&groups, &mounts, &files::read_text);
     quota.map_or(allowed, |quota| allowed.min(quota)).max(1)
 }
 

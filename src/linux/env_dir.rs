@@ -1,10 +1,10 @@
 //! `--env-dir`: one variable a file, as daemontools' envdir(8) reads it.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
+use super::files;
 use crate::error::{Error, cause};
 
 /// A variable and its new value; `None` unsets it.
@@ -18,23 +18,26 @@ pub(super) type Change = (OsString, Option<OsString>);
 /// # Errors
 /// The directory or one of its files cannot be read, or a name holds an equals sign.
 pub(super) fn read(directory: &Path, typed: &Path) -> Result<Vec<Change>, Error> {
-    let refuse = |error: &std::io::Error| Error::new(format!("read --env-dir {}", typed.display()), cause(error));
-    let mut changes = Vec::new();
-    for entry in fs::read_dir(directory).map_err(|error| refuse(&error))? {
-        let name = entry.map_err(|error| refuse(&error))?.file_name();
-        if name.as_bytes().starts_with(b".") {
-            continue;
-        }
-        let path = directory.join(&name);
-        let file = |cause: String| Error::new(format!("read --env-dir file {}", typed.join(&name).display()), cause);
-        if name.as_bytes().contains(&b'=') {
-            return Err(file("a variable's name holds no \"=\"".to_owned()));
-        }
-        let content = fs::read(&path).map_err(|error| file(cause(&error)))?;
-        changes.push((name, value(&content)));
+    let mut names: Vec<OsString> = Vec::new();
+    files::for_each_name(directory, &mut |name| {
+        names.extend((!name.as_bytes().starts_with(b".")).then(|| name.to_owned()));
+        true
+    })
+    .map_err(|error| Error::new(format!("read --env-dir {}", typed.display()), cause(&error.into())))?;
+    names.sort_unstable();
+    let read_one = |name: OsString| match read_file(directory, &name) {
+        Ok(value) => Ok((name, value)),
+        Err(cause) => Err(Error::new(format!("read --env-dir file {}", typed.join(&name).display()), cause)),
+    };
+    names.into_iter().map(read_one).collect()
+}
+
+fn read_file(directory: &Path, name: &OsStr) -> Result<Option<OsString>, String> {
+    if name.as_bytes().contains(&b'=') {
+        return Err("a variable's name holds no \"=\"".to_owned());
     }
-    changes.sort();
-    Ok(changes)
+    let content = files::read(&directory.join(name)).map_err(|error| cause(&error.into()))?;
+    Ok(value(&content))
 }
 
 /// The first line without blanks at its end; NUL stands for a line break; nothing at all unsets.

@@ -3,16 +3,14 @@
 //! Must never take a UNIX path away from somebody who listens on it, nor remove one that is not panzer's own.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen, socket_with, sockopt,
@@ -241,7 +239,7 @@ pub(super) fn bind_path(path: &Path, mode: Option<u32>, backlog: i32) -> Result<
     let _lock = lock_directory(directory);
     match look_at(path)? {
         AtPath::Nothing => {}
-        AtPath::Stale => fs::remove_file(path).map_err(|error| cause(&error))?,
+        AtPath::Stale => rustix::fs::unlink(path).map_err(words)?,
     }
     let socket = stream(AddressFamily::UNIX).map_err(words)?;
     let address = SocketAddrUnix::new(path).map_err(words)?;
@@ -251,7 +249,7 @@ pub(super) fn bind_path(path: &Path, mode: Option<u32>, backlog: i32) -> Result<
         rustix::process::umask(before);
     }
     bound.map_err(words)?;
-    let own = OwnPath::of(path).map_err(|error| cause(&error))?;
+    let own = OwnPath::of(path).map_err(words)?;
     listen(&socket, backlog).map_err(words)?;
     Ok((socket, own))
 }
@@ -281,13 +279,13 @@ enum AtPath {
 /// Says what is at `path`, or why it cannot be had. Never waits, changes nothing.
 fn look_at(path: &Path) -> Result<AtPath, String> {
     let words = |error: Errno| cause(&error.into());
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
+    match rustix::fs::lstat(path) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::Socket => {
             return Err("there is a file of another kind at this path".to_owned());
         }
         Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(AtPath::Nothing),
-        Err(error) => return Err(cause(&error)),
+        Err(Errno::NOENT) => return Ok(AtPath::Nothing),
+        Err(error) => return Err(words(error)),
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(words)?;
@@ -344,11 +342,17 @@ pub(super) fn server_starter_port(listeners: &[Listener]) -> String {
 /// As [`open`].
 pub(super) fn try_to_open(wanted: &Listen) -> Result<Option<Listener>, Error> {
     let Address::Unix(path) = &wanted.address else { return open(wanted, 1, Queues::One).map(Some) };
+    check_path(path).map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))?;
+    Ok(None)
+}
+
+/// Whether a path could be bound now. It is only looked at.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check_path(path: &Path) -> Result<(), String> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let may_write = rustix::fs::access(directory, rustix::fs::Access::WRITE_OK)
         .map_err(|error| format!("{}: {}", directory.display(), cause(&error.into())));
-    may_write
-        .and_then(|()| look_at(path))
-        .map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))?;
-    Ok(None)
+    may_write.and_then(|()| look_at(path)).map(drop)
 }

@@ -10,7 +10,7 @@
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
 //! - `metrics`: the child that Prometheus reads from
 //! - `ports`: what workers bind by themselves
-//! - `listen`, `socket_options`, `own_path`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
+//! - `listen`, `socket_options`, `own_path`, `files`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
 //! - `log`: the lines on stderr
 //! - `sys`: the calls that need `unsafe`
 
@@ -24,6 +24,7 @@ mod env_dir;
 mod environment;
 mod event_loop;
 mod feedback;
+mod files;
 mod guard;
 mod idle;
 mod json;
@@ -61,12 +62,7 @@ pub fn hold_signals() {
 /// # Errors
 /// Nobody takes it.
 pub fn print(text: &str) -> std::io::Result<()> {
-    let mut rest = text.as_bytes();
-    while !rest.is_empty() {
-        let written = rustix::io::retry_on_intr(|| rustix::io::write(rustix::stdio::stdout(), rest))?;
-        rest = rest.get(written..).unwrap_or_default();
-    }
-    Ok(())
+    Ok(files::write(rustix::stdio::stdout(), text.as_bytes())?)
 }
 
 pub use check::check;

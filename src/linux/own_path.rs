@@ -2,9 +2,12 @@
 //!
 //! Must never remove what is not panzer's own any more.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::Stat;
+use rustix::io::Errno;
+
+use super::files;
 
 /// A file that panzer has made: device and inode tell it from what somebody else may put there later.
 #[derive(Debug)]
@@ -21,9 +24,9 @@ impl OwnPath {
     ///
     /// # Errors
     /// Nothing that could be looked at.
-    pub(super) fn of(path: &Path) -> std::io::Result<Self> {
-        let found = fs::symlink_metadata(path)?;
-        Ok(Self { path: path.to_owned(), device: found.dev(), inode: found.ino(), content: None })
+    pub(super) fn of(path: &Path) -> Result<Self, Errno> {
+        let found = rustix::fs::lstat(path)?;
+        Ok(Self { path: path.to_owned(), device: found.st_dev, inode: found.st_ino, content: None })
     }
 
     /// The same file under another name, with what it holds.
@@ -35,16 +38,16 @@ impl OwnPath {
 
     /// Whether it is still there.
     fn is_ours(&self) -> bool {
-        let is_it = |found: fs::Metadata| found.dev() == self.device && found.ino() == self.inode;
-        let holds = |content: &String| fs::read(&self.path).is_ok_and(|found| found == content.as_bytes());
-        fs::symlink_metadata(&self.path).is_ok_and(is_it) && self.content.as_ref().is_none_or(holds)
+        let is_it = |found: Stat| found.st_dev == self.device && found.st_ino == self.inode;
+        let holds = |content: &String| files::read(&self.path).is_ok_and(|found| found == content.as_bytes());
+        rustix::fs::lstat(self.path.as_path()).is_ok_and(is_it) && self.content.as_ref().is_none_or(holds)
     }
 }
 
 impl Drop for OwnPath {
     fn drop(&mut self) {
         if self.is_ours() {
-            let _ = fs::remove_file(&self.path);
+            let _ = rustix::fs::unlink(self.path.as_path());
         }
     }
 }

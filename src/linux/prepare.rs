@@ -15,12 +15,13 @@ use super::decider::Decider;
 use super::environment::EnvironmentSource;
 use super::event_loop::{Prepared, Running};
 use super::feedback::Asked;
+use super::files;
 use super::guard::GuardSettings;
 use super::listen::{self, FIRST_DESCRIPTOR, Listener, Queues};
 use super::observers::Observers;
 use super::ports::{self, AlsoSent, PortSettings, Ports};
 use super::spawn::{DeathPipe, Launcher, PortFilter, above_handed_down, candidates};
-use super::state_files::{PidFile, StatusFile};
+use super::state_files::{self, PidFile, StatusFile};
 use super::sys::{self, StringList};
 use super::users::{self, Credentials};
 use super::{cpus, env_dir, log::Log, processes, terminal};
@@ -232,7 +233,7 @@ fn port_filter(config: &Config, takes_sockets: bool, log: &mut Log) -> Result<Op
 fn control(config: &Config, log: &mut Log) -> Result<Option<Control>, Error> {
     match &config.control {
         ControlSocket::Off => Ok(None),
-        ControlSocket::Path(path) => Control::path(path)
+        ControlSocket::Path(path) => Control::path(&state_files::absolute("--control", path)?)
             .map(Some)
             .map_err(|problem| Error::new(format!("use --control {}", path.display()), problem)),
         ControlSocket::Abstract => {
@@ -340,8 +341,7 @@ fn launcher(
     };
     let env_dir = config.env_dir.as_ref().map(|typed| {
         // panzer will be in `/` when it is read again.
-        let path = std::path::absolute(typed).unwrap_or_else(|_| typed.clone());
-        (path, typed.clone())
+        (files::absolute(typed).unwrap_or_else(|_| typed.clone()), typed.clone())
     });
     let (arguments, shell_arguments) = argument_lists(&config.command);
     // A directory that may not be searched, as root's is after sudo, can only be inherited.

@@ -3,9 +3,11 @@
 //! Read where panzer or its guard clears up, where memory is measured, and where a worker tells of another process: never
 //! just because workers run.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::path::Path;
 use std::time::Duration;
 
+use super::files;
 use super::sys::{self, Pid, Target};
 use crate::signals::Signal;
 
@@ -33,7 +35,7 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// Whether `/proc` is mounted and that of this PID namespace: that of another one has other numbers.
 pub(super) fn are_visible() -> bool {
-    fs::read_link("/proc/self").is_ok_and(|own| own.to_str() == Some(&Pid::own().number().to_string()))
+    files::read_link(Path::new("/proc/self")).is_ok_and(|own| own.to_str() == Some(&Pid::own().number().to_string()))
 }
 
 /// Every process that can be seen; `None` where none can.
@@ -41,14 +43,18 @@ pub(super) fn all() -> Option<Vec<Process>> {
     if !are_visible() {
         return None;
     }
-    let entries = fs::read_dir("/proc").ok()?;
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let found: Vec<Process> = pids.filter_map(Pid::from_number).filter_map(read).collect();
+    let mut found = Vec::new();
+    let process = |name: &OsStr| read(Pid::from_number(name.to_str()?.parse().ok()?)?);
+    let listed = files::for_each_name(Path::new("/proc"), &mut |name| {
+        found.extend(process(name));
+        true
+    });
+    listed.ok()?;
     if found.is_empty() { None } else { Some(found) }
 }
 
 fn read(pid: Pid) -> Option<Process> {
-    parse(&fs::read(format!("/proc/{}/stat", pid.number())).ok()?)
+    parse(&files::read(Path::new(&format!("/proc/{}/stat", pid.number()))).ok()?)
 }
 
 /// Whether `pid` is in this group; also where that cannot be seen.
@@ -208,7 +214,7 @@ fn whole_groups(all: &[Process], chosen: &[Process]) -> Vec<Pid> {
 
 /// Whether `pid` was started with `variable` (`NAME=value`) in its environment.
 pub(super) fn has_variable(pid: Pid, variable: &str) -> bool {
-    let environment = fs::read(format!("/proc/{}/environ", pid.number())).unwrap_or_default();
+    let environment = files::read(Path::new(&format!("/proc/{}/environ", pid.number()))).unwrap_or_default();
     environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
 }
 

@@ -3,14 +3,13 @@
 //! A file appears whole or not at all: it is written under another name and renamed. Must never remove what is not
 //! panzer's own any more.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Error as IoError, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock, renameat_with};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
+use super::files;
 use super::log::Log;
 use super::own_path::OwnPath;
 use crate::error::{Error, cause};
@@ -21,7 +20,7 @@ pub(super) struct PidFile {
     /// Removed first, while the file is still locked.
     _path: OwnPath,
     /// Holds the lock.
-    _file: File,
+    _file: OwnedFd,
 }
 
 impl PidFile {
@@ -30,17 +29,25 @@ impl PidFile {
     /// # Errors
     /// A living one has it, or it cannot be written.
     pub(super) fn take(path: &Path) -> Result<Self, Error> {
-        let refuse = |error: IoError| Error::new(action(path), cause(&error));
+        let path = &absolute("--pid-file", path)?;
         loop {
             // Whoever holds the lock of what is at the path may replace it; where nothing is, the first one has it.
             let present = lock_present(path)?;
             match write(path, &format!("{}\n", std::process::id()), present.is_some()) {
                 Ok((file, own)) => return Ok(Self { _path: own, _file: file }),
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(refuse(error)),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(Error::new(action(path), cause(&error.into()))),
             }
         }
     }
+}
+
+/// The path to use, which is from the root on.
+///
+/// # Errors
+/// panzer's directory is not to be had.
+pub(super) fn absolute(option: &str, path: &Path) -> Result<PathBuf, Error> {
+    files::absolute(path).map_err(|error| Error::new(format!("use {option} {}", path.display()), cause(&error.into())))
 }
 
 fn action(path: &Path) -> String {
@@ -51,13 +58,16 @@ fn action(path: &Path) -> String {
 ///
 /// # Errors
 /// A living one has it, or it cannot be looked at.
-pub(super) fn lock_present(path: &Path) -> Result<Option<File>, Error> {
+pub(super) fn lock_present(path: &Path) -> Result<Option<OwnedFd>, Error> {
     loop {
-        let found = open_existing(path).map_err(|error| Error::new(action(path), cause(&error)))?;
-        let Some(found) = found else { return Ok(None) };
+        let found = match files::open(path, OFlags::RDONLY) {
+            Ok(found) => found,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(Error::new(action(path), cause(&error.into()))),
+        };
         match flock(&found, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => {
-                let text = fs::read_to_string(path).unwrap_or_default();
+                let text = files::read_text(path).unwrap_or_default();
                 let who = text
                     .trim_ascii()
                     .parse::<u32>()
@@ -98,8 +108,9 @@ impl StatusFile {
     /// # Errors
     /// It cannot be written.
     pub(super) fn new(path: &Path) -> Result<Self, Error> {
-        let (_, own) = write(path, "", true).map_err(|error| not_written(path, &error))?;
-        Ok(Self { path: path.to_owned(), content: String::new(), own, said: false })
+        let path = absolute("--status-file", path)?;
+        let (_, own) = write(&path, "", true).map_err(|error| not_written(&path, error))?;
+        Ok(Self { path, content: String::new(), own, said: false })
     }
 
     /// Writes it anew where something has changed. What fails is said once, until it works again.
@@ -114,7 +125,7 @@ impl StatusFile {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.said, true) {
-                    let text = format!("{}; trying again at the next change", not_written(&self.path, &error));
+                    let text = format!("{}; trying again at the next change", not_written(&self.path, error));
                     log.say(Level::Error, "error", &text);
                 }
             }
@@ -123,44 +134,36 @@ impl StatusFile {
     }
 }
 
-fn not_written(path: &Path, error: &IoError) -> Error {
-    Error::new(format!("write --status-file {}", path.display()), cause(error))
+fn not_written(path: &Path, error: Errno) -> Error {
+    Error::new(format!("write --status-file {}", path.display()), cause(&error.into()))
 }
 
-fn open_existing(path: &Path) -> Result<Option<File>, IoError> {
-    match OpenOptions::new().read(true).open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    let same = |a: &fs::Metadata, b: &fs::Metadata| a.dev() == b.dev() && a.ino() == b.ino();
-    matches!((file.metadata(), fs::metadata(path)), (Ok(a), Ok(b)) if same(&a, &b))
+fn is_at(file: &OwnedFd, path: &Path) -> bool {
+    let (Ok(file), Ok(there)) = (rustix::fs::fstat(file), rustix::fs::stat(path)) else { return false };
+    (file.st_dev, file.st_ino) == (there.st_dev, there.st_ino)
 }
 
 /// Writes a file under a name of its own, locks it, and renames it; over what is there only where it may.
-fn write(path: &Path, content: &str, may_replace: bool) -> Result<(File, OwnPath), IoError> {
+fn write(path: &Path, content: &str, may_replace: bool) -> Result<(OwnedFd, OwnPath), Errno> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let new = PathBuf::from(name);
-    let no_link = OFlags::NOFOLLOW.bits().cast_signed();
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).custom_flags(no_link).open(&new)?;
+    let new = new.as_path();
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(new, flags, Mode::from_raw_mode(0o644))?;
     // Before anybody can find it. Nobody else has it, so this cannot fail where there are locks.
     let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
-    let renamed = file.write_all(content.as_bytes()).and_then(|()| OwnPath::of(&new)).and_then(|own| {
+    let renamed = files::write(file.as_fd(), content.as_bytes()).and_then(|()| OwnPath::of(new)).and_then(|own| {
         let how = if may_replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        match renameat_with(CWD, &new, CWD, path, how) {
+        match renameat_with(CWD, new, CWD, path, how) {
             // There are file systems that cannot tell.
-            Err(Errno::INVAL) => fs::rename(&new, path)?,
+            Err(Errno::INVAL) => rustix::fs::rename(new, path)?,
             renamed => renamed?,
         }
         Ok(own.moved_to(path, content))
     });
     if renamed.is_err() {
-        let _ = fs::remove_file(&new);
+        let _ = rustix::fs::unlink(new);
     }
     Ok((file, renamed?))
 }

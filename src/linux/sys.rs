@@ -8,7 +8,7 @@ use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_long};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::signals::Signal;
@@ -204,13 +204,13 @@ pub(super) fn reap_hidden(pid: Pid) {
 /// the first child becomes the new namespace's PID 1, which must not be the guard: it would end with all of them, and
 /// only after them.
 pub(super) fn children_share_namespace() -> bool {
-    let namespace = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).ok();
+    let namespace = |name: &str| super::files::read_link(Path::new(&format!("/proc/self/ns/{name}"))).ok();
     namespace("pid") == namespace("pid_for_children")
 }
 
 /// The number of this process's PID namespace; 0 where it cannot be told.
 pub(super) fn pid_namespace() -> u64 {
-    std::fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
+    rustix::fs::stat(c"/proc/self/ns/pid").map_or(0, |namespace| namespace.st_ino)
 }
 
 /// A process, or the group that it leads or led.

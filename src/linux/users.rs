@@ -3,11 +3,12 @@
 //! Our own few lines instead of libc's `getpwnam`, which in a static file brings in stdio and a client for nscd
 //! (15 kB), and blocks on a name service.
 
-use std::fs;
+use std::path::Path;
 
 use rustix::process::{Gid, Uid};
 use rustix::thread::CapabilitySet;
 
+use super::files;
 use crate::error::Error;
 
 /// What a worker becomes.
@@ -32,7 +33,7 @@ pub(super) struct Credentials {
 /// There is no such user or group, or this process may not become them.
 pub(super) fn look_up(typed: &str) -> Result<Credentials, Error> {
     // A comment may be in any encoding.
-    let read = |path: &str| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let read = |path: &str| String::from_utf8_lossy(&files::read(Path::new(path)).unwrap_or_default()).into_owned();
     let (passwd, groups) = (read("/etc/passwd"), read("/etc/group"));
     let refuse = |cause: String| Error::new(format!("use --user {typed}"), cause);
     let credentials = resolve(typed, &passwd, &groups).map_err(refuse)?;

@@ -17,6 +17,7 @@ use super::names::Place;
 use super::shared::{Address, FirstBind, SharedListener, new_socket};
 use super::{CONNECTED, Ports, UNLISTENED, plain, until_shut_down};
 use crate::error::cause;
+use crate::linux::files;
 use crate::linux::log::Log;
 use crate::linux::socket_options::{SO_BINDTOIFINDEX, SocketOptions};
 use crate::linux::sys::{self, Answer, Notification};
@@ -581,6 +582,6 @@ fn same_families(address: &Address, own: &OwnedFd, socket: &CallersSocket, optio
 /// Whether the kernel would let the caller bind this port, were it free.
 fn may_bind(caller: &Caller, address: &Address) -> bool {
     let Address::Internet(address) = address else { return true };
-    let start = std::fs::read_to_string(UNPRIVILEGED_START).ok().and_then(|text| text.trim_ascii().parse::<u16>().ok());
+    let start = files::read_text(Path::new(UNPRIVILEGED_START)).and_then(|text| text.trim_ascii().parse::<u16>().ok());
     address.port() >= start.unwrap_or(1024) || caller.identity.may_bind_any_port()
 }

@@ -3,11 +3,9 @@
 //! Must never go by a value and read it again: the caller's other threads can change it in between.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -15,6 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::identity::{Identity, With};
+use crate::linux::files;
 use crate::linux::sys::Pid;
 
 /// The longest address that the kernel takes (`struct sockaddr_storage`).
@@ -58,19 +57,20 @@ pub(super) struct Caller {
 }
 
 /// A caller's memory.
-pub(super) struct Memory(fs::File);
+pub(super) struct Memory(OwnedFd);
 
 impl Memory {
     /// That of `thread`, where panzer may read it just as it is.
     pub(super) fn open(thread: Pid) -> Result<Self, Errno> {
-        fs::File::open(format!("/proc/{}/mem", thread.number())).map(Self).map_err(|error| errno(&error))
+        files::open(Path::new(&format!("/proc/{}/mem", thread.number())), OFlags::RDONLY).map(Self)
     }
 
     /// `length` bytes.
     pub(super) fn bytes(&self, at: u64, length: usize) -> Result<Vec<u8>, Errno> {
         let mut bytes = vec![0; length];
-        self.0.read_exact_at(&mut bytes, at).map_err(|error| errno(&error))?;
-        Ok(bytes)
+        // What it asks for is at most an address, which memory either holds or ends before.
+        let read = self.read(&mut bytes, at)?;
+        if read == length { Ok(bytes) } else { Err(Errno::FAULT) }
     }
 
     /// The address that the caller has written; `None` where it is none that can be shared.
@@ -85,16 +85,15 @@ impl Memory {
     pub(super) fn path(&self, at: u64) -> Result<PathBuf, Errno> {
         let mut bytes = vec![0; LONGEST_PATH];
         // What comes after the path may not be there at all: then the kernel reads less.
-        let length = self.0.read_at(&mut bytes, at).map_err(|error| errno(&error))?;
+        let length = self.read(&mut bytes, at)?;
         let end = bytes.iter().take(length).position(|byte| *byte == 0).ok_or(Errno::FAULT)?;
         bytes.truncate(end);
         Ok(PathBuf::from(OsString::from_vec(bytes)))
     }
-}
 
-fn errno(error: &std::io::Error) -> Errno {
-    // Where memory ends std has words of its own.
-    error.raw_os_error().map_or(Errno::FAULT, Errno::from_raw_os_error)
+    fn read(&self, bytes: &mut [u8], at: u64) -> Result<usize, Errno> {
+        rustix::io::retry_on_intr(|| rustix::io::pread(&self.0, &mut *bytes, at))
+    }
 }
 
 /// That an epoll set of the caller's has a socket in it.
@@ -204,8 +203,8 @@ impl Caller {
             self.look(|| rustix::fs::readlink(self.path(&start), Vec::new()))?
         };
         let full = Path::new(OsStr::from_bytes(directory.as_bytes())).join(path);
-        let resolved = self.act(|| fs::canonicalize(full.parent().unwrap_or(Path::new("/"))))?;
-        Ok(resolved.map_err(|error| errno(&error))?.join(name))
+        let directory = self.act(|| files::open(full.parent().unwrap_or(Path::new("/")), OFlags::PATH))??;
+        Ok(files::path_of(&directory)?.join(name))
     }
 
     /// The caller's directory.
@@ -229,7 +228,7 @@ impl Caller {
             let length = rustix::fs::getxattr(&link, "system.sockprotoname", &mut name)?;
             let name = name.get(..length).unwrap_or_default();
             let (protocol, is_ipv6) = (protocol(name), name.starts_with(b"TCPv6") || name.starts_with(b"MPTCPv6"));
-            let flags = fs::read_to_string(&info).ok().and_then(|info| flags(&info)).unwrap_or(OFlags::empty());
+            let flags = files::read_text(Path::new(&info)).and_then(|info| flags(&info)).unwrap_or(OFlags::empty());
             let (close_on_exec, nonblock) = (flags.contains(OFlags::CLOEXEC), flags.contains(OFlags::NONBLOCK));
             Ok(Some(CallersSocket { inode, protocol, is_ipv6, close_on_exec, nonblock }))
         })
@@ -238,14 +237,15 @@ impl Caller {
     /// Whether the caller's process has one of these sockets open.
     pub(super) fn has_any_open(&self, inodes: &[u64]) -> bool {
         let path = format!("/proc/{}/fd", self.identity.process.number());
+        let path = Path::new(&path);
         let found = self.look(|| {
+            let mut found = false;
             let is_one = |inode: Option<u64>| inode.is_some_and(|inode| inodes.contains(&inode));
-            for entry in fs::read_dir(&path).map_err(|error| errno(&error))? {
-                if entry.is_ok_and(|entry| socket_inode(entry.path()).is_ok_and(is_one)) {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
+            files::for_each_name(path, &mut |name| {
+                found = socket_inode(path.join(name)).is_ok_and(is_one);
+                !found
+            })?;
+            Ok(found)
         });
         found == Ok(true)
     }
@@ -255,13 +255,15 @@ impl Caller {
         let process = self.identity.process.number();
         let found = self.look(|| {
             let mut found = Vec::new();
-            for entry in fs::read_dir(format!("/proc/{process}/fd")).map_err(|error| errno(&error))? {
-                let Ok(entry) = entry else { continue };
-                let target = fs::read_link(entry.path()).unwrap_or_default();
+            let path = format!("/proc/{process}/fd");
+            let path = Path::new(&path);
+            files::for_each_name(path, &mut |name| {
+                let target = files::read_link(&path.join(name)).unwrap_or_default();
                 if target.as_os_str() == "anon_inode:[eventpoll]" {
-                    found.extend(epoll_registration(process, &entry.file_name(), number));
+                    found.extend(epoll_registration(process, name, number));
                 }
-            }
+                true
+            })?;
             Ok(found)
         });
         found.unwrap_or_default()
@@ -290,7 +292,7 @@ pub(in crate::linux) fn can_take_sockets() -> bool {
 /// What is registered for descriptor `number` of a process in its epoll set of this name.
 fn epoll_registration(process: i32, set: &OsStr, number: RawFd) -> Option<Registration> {
     let epoll = set.to_str()?.parse().ok()?;
-    let info = fs::read_to_string(format!("/proc/{process}/fdinfo/{epoll}")).ok()?;
+    let info = files::read_text(Path::new(&format!("/proc/{process}/fdinfo/{epoll}")))?;
     let (events, data) = info.lines().find_map(|line| registration(line, number))?;
     Some(Registration { epoll, events, data })
 }

@@ -3,13 +3,14 @@
 //!
 //! Must never leave panzer as somebody else: whatever the action does, the way back is taken.
 
-use std::fs;
+use std::path::Path;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
+use crate::linux::files;
 use crate::linux::sys::Pid;
 
 /// What decides about a file or a port, from `/proc/PID/status`.
@@ -52,7 +53,7 @@ impl Identity {
 
     /// Who `thread` is; anybody may ask.
     pub(super) fn of(thread: Pid) -> Option<Self> {
-        parse(&fs::read_to_string(format!("/proc/{}/status", thread.number())).ok()?)
+        parse(&files::read_text(Path::new(&format!("/proc/{}/status", thread.number())))?)
     }
 
     /// Runs `action` as this identity.

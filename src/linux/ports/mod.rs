@@ -26,9 +26,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::event::epoll;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketType, sockopt};
 
+use super::files;
 use super::idle;
 use super::listen::{Listener, Queues};
 use super::log::Log;
@@ -423,7 +425,8 @@ fn address_of(listener: &Listener) -> Option<Address> {
     }
     let address = SocketAddrUnix::try_from(address).ok()?;
     let path = Path::new(OsStr::from_bytes(address.path_bytes()?));
-    Some(Address::Path(std::fs::canonicalize(path.parent()?).ok()?.join(path.file_name()?)))
+    let directory = files::open(path.parent()?, OFlags::PATH).ok()?;
+    Some(Address::Path(files::path_of(&directory).ok()?.join(path.file_name()?)))
 }
 
 /// Without what is no part of where a listener is: the flow label, and the scope of an address that has none.
