@@ -269,8 +269,14 @@ impl Supervisor {
 
     /// Does what a client asks for; what there is to say to it. [`Command::Status`] is answered by whoever sees processes.
     fn command(&mut self, now: Duration, command: Command, effects: &mut Vec<Effect>) -> Result<String, String> {
-        if self.is_stopping() && !matches!(command, Command::Signal(..) | Command::Stop) {
-            return Err("panzer is stopping".to_owned());
+        let starts_something = match command {
+            Command::Reload { .. } => "reload",
+            Command::Restart(_) => "restart a worker",
+            Command::Scale(_) => "scale",
+            Command::Status | Command::Stop | Command::Signal(..) => "",
+        };
+        if self.is_stopping() && !starts_something.is_empty() {
+            return Err(format!("cannot {starts_something}: panzer is stopping"));
         }
         let workers = self.workers();
         let count = u32::try_from(workers.len()).unwrap_or(u32::MAX);
