@@ -9,7 +9,7 @@
 //! - [`cli`]: what people type
 //! - [`linux`]: every system call
 //!
-//! Imports run one way: `main` → `cli`, `linux` → `config` → `supervisor` → `signals`, `error`. A test proves it.
+//! imports run one way: `main` → `cli`, `ctl`, `linux` → `config` → `supervisor` → `signals`, `error`. A test proves it.
 
 pub mod cli;
 pub mod config;

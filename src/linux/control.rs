@@ -166,8 +166,9 @@ impl Control {
             let stage = Stage::Asking(Vec::new());
             self.connections.push(Connection { client, socket, stage });
             if self.connections.len() > MOST_CLIENTS {
-                let follows = |one: &Connection| matches!(one.stage, Stage::Following(..));
-                let oldest = self.connections.iter().position(|one| !follows(one)).unwrap_or(0);
+                // Whoever follows a reload stays if there is another one, and this one stays in any case.
+                let may_go = |one: &Connection| one.client != client && !matches!(one.stage, Stage::Following(..));
+                let oldest = self.connections.iter().position(may_go).unwrap_or(0);
                 self.connections.remove(oldest);
             }
             match self.refusal(client) {
