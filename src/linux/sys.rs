@@ -732,3 +732,279 @@ fn owned_descriptor(number: c_long) -> io::Result<OwnedFd> {
 fn result_of(result: c_int) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// The shipped file's memory, in place of musl's, which is 9 kB. Small pieces come in a few sizes; one that is freed waits
+/// in a list for the next of its size. So they take as much as were in use at once, however long panzer lives. Large
+/// pieces are the kernel's own and go back to it.
+#[cfg(any(panzer_without_unwinder, test))]
+mod heap {
+    use std::ptr::null_mut;
+
+    use rustix::mm::{MapFlags, ProtFlags};
+
+    /// What every piece is aligned to, and the smallest one's size.
+    pub(super) const UNIT: usize = 16;
+
+    /// The largest piece that comes from a list.
+    pub(super) const LARGEST: usize = 16 * 1024;
+
+    /// Two sizes for each power of two, of which the first has one only.
+    const SIZES: usize = 21;
+
+    /// What is asked of the kernel at once. It gives memory only where something is written.
+    const CHUNK: usize = 256 * 1024;
+
+    /// A piece that is free holds the next one of its size.
+    type Free = *mut u8;
+
+    /// Which list has pieces of at least `size` bytes, and how long those are. `size` is not above [`LARGEST`].
+    pub(super) fn class(size: usize) -> (usize, usize) {
+        let last = size.max(1).next_multiple_of(UNIT) - 1;
+        let bit = last.ilog2();
+        let half = (last >> (bit - 1)) & 1;
+        let index = usize::try_from(bit).unwrap_or_default() * 2 + half;
+        (index.saturating_sub(7), (half + 3) << (bit - 1))
+    }
+
+    /// New memory from the kernel, all zero; null: there is none.
+    fn map(length: usize) -> *mut u8 {
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: the kernel chooses an address where nothing is.
+        unsafe { rustix::mm::mmap_anonymous(null_mut(), length, access, flags) }
+            .map_or(null_mut(), |start| start.cast())
+    }
+
+    /// Where all pieces come from.
+    pub(super) struct Heap {
+        free: [Free; SIZES],
+        fresh: *mut u8,
+        left: usize,
+    }
+
+    impl Heap {
+        pub(super) const EMPTY: Self = Self { free: [null_mut(); SIZES], fresh: null_mut(), left: 0 };
+
+        /// A piece of at least `size` bytes that nobody else has; null: there is none.
+        pub(super) fn take(&mut self, size: usize) -> *mut u8 {
+            if size > LARGEST {
+                return map(size);
+            }
+            let (index, length) = class(size);
+            if let Some(first) = self.free.get_mut(index).filter(|first| !first.is_null()) {
+                let piece = *first;
+                // SAFETY: a free piece is aligned and begins with what `give_back` has written there.
+                *first = unsafe { piece.cast::<Free>().read() };
+                return piece;
+            }
+            if self.left < length {
+                self.fresh = map(CHUNK);
+                self.left = if self.fresh.is_null() { 0 } else { CHUNK };
+            }
+            if self.left < length {
+                return null_mut();
+            }
+            let piece = self.fresh;
+            // SAFETY: so much is left of the chunk.
+            self.fresh = unsafe { piece.add(length) };
+            self.left -= length;
+            piece
+        }
+
+        /// Takes back a piece that [`Heap::take`] has given for `size` bytes.
+        ///
+        /// # Safety
+        /// It is that, and nobody uses it any more.
+        pub(super) unsafe fn give_back(&mut self, piece: *mut u8, size: usize) {
+            if size > LARGEST {
+                // SAFETY: it is a mapping of its own of this length, which the kernel rounds up as it did before.
+                let _ = unsafe { rustix::mm::munmap(piece.cast(), size) };
+            } else if let Some(first) = self.free.get_mut(class(size).0) {
+                // SAFETY: it has at least one unit of memory, aligned to it.
+                unsafe { piece.cast::<Free>().write(*first) };
+                *first = piece;
+            }
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn every_size_has_the_next_longer_list() {
+            let mut before = (0, UNIT);
+            for size in 1..=LARGEST {
+                let (index, length) = class(size);
+                assert!(index < SIZES && length >= size && length.is_multiple_of(UNIT), "{size}: {index}, {length}");
+                assert!(length <= UNIT.max(size * 3 / 2 + UNIT), "{size} takes {length}");
+                assert!((index, length) == before || (index > before.0 && length > before.1 && size == before.1 + 1));
+                before = (index, length);
+            }
+        }
+
+        #[test]
+        fn pieces_in_use_are_apart_and_free_ones_come_again() {
+            let mut heap = Heap::EMPTY;
+            let sizes = [1, 16, 17, 48, 100, 4096, LARGEST, LARGEST + 1, 300_000];
+            for _ in 0..1000 {
+                let pieces = sizes.map(|size| heap.take(size));
+                for ((piece, size), mark) in pieces.iter().zip(sizes).zip(1..) {
+                    assert!(!piece.is_null() && piece.addr().is_multiple_of(UNIT));
+                    // SAFETY: the piece has so many bytes.
+                    unsafe { piece.write_bytes(mark, size) };
+                }
+                for ((piece, size), mark) in pieces.iter().zip(sizes).zip(1..) {
+                    // SAFETY: all of it was written just now.
+                    let bytes = unsafe { std::slice::from_raw_parts(*piece, size) };
+                    assert!(bytes.iter().all(|byte| *byte == mark), "{size}");
+                    // SAFETY: it was taken with this size, and nobody uses it any more.
+                    unsafe { heap.give_back(*piece, size) };
+                }
+            }
+            assert!(heap.left > CHUNK / 2, "only the first round took anything new");
+        }
+    }
+}
+
+/// That memory for all of Rust's and C's code in the file. What C's functions give has its size in front.
+#[cfg(panzer_without_unwinder)]
+mod memory {
+    use std::alloc::{GlobalAlloc, Layout};
+    use std::cell::UnsafeCell;
+    use std::ffi::c_void;
+    use std::ptr::null_mut;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::heap::{Heap, LARGEST, UNIT, class};
+
+    struct Memory {
+        is_locked: AtomicBool,
+        heap: UnsafeCell<Heap>,
+    }
+
+    // SAFETY: `with` lets only one thread at a time have the heap.
+    unsafe impl Sync for Memory {}
+
+    #[global_allocator]
+    static MEMORY: Memory = Memory { is_locked: AtomicBool::new(false), heap: UnsafeCell::new(Heap::EMPTY) };
+
+    impl Memory {
+        /// panzer has one thread, so this never waits.
+        fn with<T>(&self, action: impl FnOnce(&mut Heap) -> T) -> T {
+            while self.is_locked.swap(true, Ordering::Acquire) {
+                std::hint::spin_loop();
+            }
+            // SAFETY: the lock is held, and no action comes back here.
+            let result = action(unsafe { &mut *self.heap.get() });
+            self.is_locked.store(false, Ordering::Release);
+            result
+        }
+
+        #[inline(never)]
+        fn take(&self, size: usize) -> *mut u8 {
+            self.with(|heap| heap.take(size))
+        }
+
+        /// # Safety
+        /// As for [`Heap::give_back`].
+        #[inline(never)]
+        unsafe fn give_back(&self, piece: *mut u8, size: usize) {
+            // SAFETY: the caller's word.
+            self.with(|heap| unsafe { heap.give_back(piece, size) });
+        }
+    }
+
+    // SAFETY: pieces are apart from each other, as long as was asked for, and aligned, or null is given.
+    unsafe impl GlobalAlloc for Memory {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            if layout.align() > UNIT { null_mut() } else { self.take(layout.size()) }
+        }
+
+        unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
+            // SAFETY: it was taken with this layout's size, and the caller is done with it.
+            unsafe { self.give_back(piece, layout.size()) };
+        }
+
+        unsafe fn realloc(&self, piece: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+            let old = layout.size();
+            if old.max(size) <= LARGEST && class(old) == class(size) {
+                return piece;
+            }
+            let new = self.take(size);
+            if !new.is_null() {
+                // SAFETY: both have so many bytes, and they are apart.
+                unsafe { new.copy_from_nonoverlapping(piece, old.min(size)) };
+                // SAFETY: as in `dealloc`.
+                unsafe { self.give_back(piece, old) };
+            }
+            new
+        }
+    }
+
+    // SAFETY: with this cfg nothing else in the program defines the name; what it gives is as C has it.
+    #[unsafe(no_mangle)]
+    extern "C" fn malloc(size: usize) -> *mut c_void {
+        let piece = size.checked_add(UNIT).map_or(null_mut(), |whole| MEMORY.take(whole));
+        if piece.is_null() {
+            return null_mut();
+        }
+        // SAFETY: a piece begins with a unit of its own.
+        unsafe { piece.cast::<usize>().write(size) };
+        // SAFETY: as above.
+        unsafe { piece.add(UNIT) }.cast()
+    }
+
+    // SAFETY: as above; a new piece may hold what it held before.
+    #[unsafe(no_mangle)]
+    extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
+        let Some(size) = count.checked_mul(size) else { return null_mut() };
+        let piece = malloc(size);
+        if !piece.is_null() {
+            // SAFETY: it has so many bytes.
+            unsafe { piece.write_bytes(0, size) };
+        }
+        piece
+    }
+
+    // SAFETY: as above.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn free(piece: *mut c_void) {
+        if piece.is_null() {
+            return;
+        }
+        // SAFETY: it comes from `malloc`, which has put a unit with its size in front.
+        let start = unsafe { piece.cast::<u8>().sub(UNIT) };
+        // SAFETY: as above.
+        let size = unsafe { start.cast::<usize>().read() };
+        // SAFETY: it was taken with this size, and the caller is done with it.
+        unsafe { MEMORY.give_back(start, size + UNIT) };
+    }
+
+    // SAFETY: as above.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn realloc(piece: *mut c_void, size: usize) -> *mut c_void {
+        let new = malloc(size);
+        if new.is_null() || piece.is_null() {
+            return new;
+        }
+        // SAFETY: it comes from `malloc`.
+        let old = unsafe { piece.cast::<u8>().sub(UNIT).cast::<usize>().read() };
+        // SAFETY: both have so many bytes, and they are apart.
+        unsafe { new.cast::<u8>().copy_from_nonoverlapping(piece.cast(), old.min(size)) };
+        // SAFETY: the caller is done with it.
+        unsafe { free(piece) };
+        new
+    }
+
+    // SAFETY: as above. Nothing in the file asks for more than a unit's alignment; whoever does is refused.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn posix_memalign(place: *mut *mut c_void, alignment: usize, size: usize) -> libc::c_int {
+        let piece = if alignment > UNIT { null_mut() } else { malloc(size) };
+        if piece.is_null() {
+            return libc::ENOMEM;
+        }
+        // SAFETY: C's caller gives a place for it.
+        unsafe { place.write(piece) };
+        0
+    }
+}
