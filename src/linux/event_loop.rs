@@ -4,13 +4,14 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use super::children::{Child, Children};
+use super::clock::{self, Instant};
 use super::decider::Decider;
 use super::guard::{Guard, GuardSettings};
 use super::idle;
@@ -195,7 +196,7 @@ impl Running {
             Err(error) => {
                 // Nothing that a healthy kernel says. Signals are read all the same.
                 self.complain("wait for events", &error.into(), "trying again");
-                std::thread::sleep(WAIT_RETRY);
+                clock::sleep(WAIT_RETRY);
                 self.reap_again = true;
                 &[]
             }

@@ -7,12 +7,13 @@
 //! Where panzer is PID 1 there is no guard: the kernel ends the whole namespace with it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::clock::{self, Instant};
 use super::idle;
 use super::log::Log;
 use super::processes::{self, Process, Sweep};
@@ -210,7 +211,7 @@ fn clear(left: &Left, schedule: &Schedule, log: &mut Log) {
             said = true;
             log.say(Level::Warning, "guard_clearing", &format!("panzer is gone; stopping what it left ({schedule})"));
         }
-        std::thread::sleep(pause);
+        clock::sleep(pause);
         pause = (pause * 2).min(SLOWEST_LOOK);
         match escalation.poll(start.elapsed(), schedule) {
             Due::Nothing => {}

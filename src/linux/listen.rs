@@ -16,6 +16,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen, socket_with, sockopt,
 };
 
+use super::clock;
 use super::own_path::OwnPath;
 use super::socket_options::SocketOptions;
 use super::sys;
@@ -261,7 +262,7 @@ fn lock_directory(directory: &Path) -> Option<OwnedFd> {
     let handle = rustix::fs::open(directory, flags, Mode::empty()).ok()?;
     for _ in 0..DIRECTORY_LOCK_TRIES {
         match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => std::thread::sleep(DIRECTORY_LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => clock::sleep(DIRECTORY_LOCK_PAUSE),
             Ok(()) | Err(_) => break,
         }
     }

@@ -3,12 +3,12 @@
 //! Must never wait: a reader that has stopped reading must not stop PID 1.
 
 use std::fmt::Write;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
 
+use super::clock;
 use super::json::Record;
 use crate::config::LogFormat;
 use crate::supervisor::report::{Level, Report};
@@ -112,7 +112,7 @@ fn write_at_once(line: &[u8]) -> bool {
 fn json(level: Level, event: &str, slot: Option<u32>, pid: Option<i32>, text: &str, lost: u64) -> String {
     let mut line = String::new();
     let mut record = Record::begin(&mut line);
-    record.seconds("ts", Some(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)));
+    record.seconds("ts", Some(clock::since_epoch()));
     record.text("level", Some(level.name()));
     record.text("event", Some(event));
     let known = [("slot", slot.map(u64::from)), ("pid", pid.map(|pid| pid.unsigned_abs().into()))];

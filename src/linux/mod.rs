@@ -10,12 +10,13 @@
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
 //! - `metrics`: the child that Prometheus reads from
 //! - `ports`: what workers bind by themselves
-//! - `listen`, `socket_options`, `own_path`, `files`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
+//! - `listen`, `socket_options`, `own_path`, `files`, `clock`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
 //! - `log`: the lines on stderr
 //! - `sys`: the calls that need `unsafe`
 
 mod check;
 mod children;
+mod clock;
 mod control;
 mod cpus;
 mod decider;

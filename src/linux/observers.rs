@@ -3,11 +3,12 @@
 //! Must never let any of them hold up a worker: how much is done for them at a time is bounded.
 
 use std::os::fd::AsFd;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::event::epoll;
 
 use super::children::Children;
+use super::clock;
 use super::control::{Control, Request};
 use super::document::{LastReload, Sources};
 use super::json::Record;
@@ -66,7 +67,7 @@ impl Observers {
             answer_at: None,
             last_answer: Duration::ZERO,
         };
-        let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let started_at = clock::since_epoch();
         Self { control, metrics: metrics.map(of_listener), reload: None, usages: Usages::default(), started_at }
     }
 

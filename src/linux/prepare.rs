@@ -4,7 +4,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
@@ -24,7 +24,7 @@ use super::spawn::{DeathPipe, Launcher, PortFilter, above_handed_down, candidate
 use super::state_files::{self, PidFile, StatusFile};
 use super::sys::{self, StringList};
 use super::users::{self, Credentials};
-use super::{cpus, env_dir, log::Log, processes, terminal};
+use super::{clock, cpus, env_dir, log::Log, processes, terminal};
 use crate::config::{Balance, Config, ControlSocket, MOST_WORKERS, SharePorts, Workers, control_name};
 use crate::error::{Error, Status, Typed, cause};
 use crate::signals::Signal;
@@ -299,7 +299,7 @@ fn guard_settings(config: &Config) -> GuardSettings {
     // In early boot there may be no random bytes yet; the clock and the pid tell panzers apart as well.
     let mut random = [0_u8; 16];
     if rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK).is_err() {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let now = clock::since_epoch().as_nanos();
         random = (now ^ u128::from(std::process::id()) << 96).to_ne_bytes();
     }
     // In the name, not in the value: a panzer inside a worker adds its own and replaces nobody's.

@@ -1,0 +1,33 @@
+//! The time, and waiting. std's clocks can fail in its view, and say so with all that an error's Debug takes: 4 kB.
+
+use std::time::Duration;
+
+use super::sys;
+
+/// A moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Instant(Duration);
+
+impl Instant {
+    /// The present one.
+    pub(super) fn now() -> Self {
+        Self(sys::read_clock(libc::CLOCK_MONOTONIC))
+    }
+
+    /// How long ago it was.
+    pub(super) fn elapsed(self) -> Duration {
+        sys::read_clock(libc::CLOCK_MONOTONIC).saturating_sub(self.0)
+    }
+}
+
+/// The time since 1970.
+pub(super) fn since_epoch() -> Duration {
+    sys::read_clock(libc::CLOCK_REALTIME)
+}
+
+/// Waits at least so long; a signal does not end it, since all are held.
+pub(super) fn sleep(pause: Duration) {
+    if let Ok(pause) = pause.try_into() {
+        let _ = rustix::thread::nanosleep(&pause);
+    }
+}
