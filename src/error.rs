@@ -73,8 +73,9 @@ impl fmt::Display for Typed<'_> {
 #[must_use]
 pub fn cause(error: &std::io::Error) -> String {
     let text = error.to_string();
-    match text.rsplit_once('(') {
-        Some((words, number)) if number.starts_with("os error ") => words.trim_ascii_end().to_owned(),
+    let last = text.bytes().rposition(|byte| byte == b'(');
+    match last.and_then(|last| text.split_at_checked(last)) {
+        Some((words, number)) if number.starts_with("(os error ") => words.trim_ascii_end().to_owned(),
         _ => text,
     }
 }

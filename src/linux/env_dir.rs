@@ -25,11 +25,13 @@ pub(super) fn read(directory: &Path, typed: &Path) -> Result<Vec<Change>, Error>
     })
     .map_err(|error| Error::new(format!("read --env-dir {}", typed.display()), cause(&error.into())))?;
     names.sort_unstable();
-    let read_one = |name: OsString| match read_file(directory, &name) {
-        Ok(value) => Ok((name, value)),
-        Err(cause) => Err(Error::new(format!("read --env-dir file {}", typed.join(&name).display()), cause)),
-    };
-    names.into_iter().map(read_one).collect()
+    let mut changes = Vec::new();
+    for name in names {
+        let value = read_file(directory, &name)
+            .map_err(|cause| Error::new(format!("read --env-dir file {}", typed.join(&name).display()), cause))?;
+        changes.push((name, value));
+    }
+    Ok(changes)
 }
 
 fn read_file(directory: &Path, name: &OsStr) -> Result<Option<OsString>, String> {

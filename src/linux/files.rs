@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::fs::{FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 /// So many bytes are asked for at once: most of what is read stands in `/proc` and is shorter.
@@ -18,6 +18,16 @@ const AT_ONCE: usize = 2048;
 /// Opens what is there.
 pub(super) fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Whether there is anything that can be seen.
+pub(super) fn exists(path: &Path) -> bool {
+    rustix::fs::stat(path).is_ok()
+}
+
+/// Whether it is a directory, or a link to one.
+pub(super) fn is_directory(path: &Path) -> bool {
+    rustix::fs::stat(path).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
 }
 
 /// All that a file holds.

@@ -148,10 +148,10 @@ pub(super) fn open(wanted: &Listen, backlog: u32, queues: Queues) -> Result<List
     }
     let described = sockets.first().map(|socket| describe(socket, &wanted.typed));
     let (key, shown) = described.unwrap_or_else(|| (None, wanted.typed.clone()));
-    let key = match (wanted.port_only, key.as_deref().and_then(|key| key.rsplit_once(':'))) {
-        (true, Some((_, port))) => Some(port.to_owned()),
+    let key = key.map(|key| match key.bytes().rposition(|byte| byte == b':') {
+        Some(colon) if wanted.port_only => key.get(colon + 1..).unwrap_or_default().to_owned(),
         _ => key,
-    };
+    });
     let sockets = sockets.into_iter().map(Rc::new).collect();
     let is_group = queues != Queues::One && matches!(wanted.address, Address::Tcp(_) | Address::Udp(_));
     Ok(Listener { sockets, is_group, name: wanted.name.clone(), key, shown, path })

@@ -84,7 +84,7 @@ fn find(command: &OsStr, directory: &Path, candidates: &[CString]) -> Result<Pat
     for candidate in candidates.iter().filter(|candidate| !candidate.is_empty()) {
         let path = directory.join(OsStr::from_bytes(candidate.as_bytes()));
         match rustix::fs::access(&path, Access::EXEC_OK) {
-            Ok(()) if path.is_dir() => problem = ("it is a directory".to_owned(), Status::CANNOT_EXECUTE),
+            Ok(()) if files::is_directory(&path) => problem = ("it is a directory".to_owned(), Status::CANNOT_EXECUTE),
             Ok(()) => return Ok(path.strip_prefix(".").map_or_else(|_| path.clone(), PathBuf::from)),
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             // In a directory of PATH that may not be searched nothing was found.

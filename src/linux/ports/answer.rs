@@ -345,7 +345,7 @@ impl Ports {
                     name.restore()?;
                     matches!(name.place(), Place::Renamed | Place::Taken)
                 }
-                None => !path.exists(),
+                None => !files::exists(path),
             };
             if leads_elsewhere {
                 return Err(PassOn::NotOurs);

@@ -19,6 +19,7 @@ use super::caller::{Caller, CallersSocket, Protocol, Wanted, inode};
 use super::names::KeptName;
 use super::{CONNECTED, Token, queues, until_shut_down};
 use crate::error::cause;
+use crate::linux::files;
 use crate::linux::listen::{Listener, Queues, another_member};
 use crate::linux::log::Log;
 use crate::linux::socket_options::SocketOptions;
@@ -451,7 +452,7 @@ impl SharedListener {
     pub(super) fn has_lost_its_path(&self) -> bool {
         let is_gone = match (&self.address, &self.name) {
             (_, Some(name)) => name.restore().is_err(),
-            (Address::Path(path), None) => !path.exists(),
+            (Address::Path(path), None) => !files::exists(path),
             (Address::Internet(_), None) => false,
         };
         !self.declared && is_gone
