@@ -8,11 +8,15 @@
 //! - [`config`]: what was asked for, as plain values
 //! - [`cli`]: what people type
 //! - [`linux`]: every system call
+//! - [`ctl`]: the client side of `panzer ctl`
+//! - [`records`]: the reader of what panzer writes about itself
 //!
-//! imports run one way: `main` → `cli`, `ctl`, `linux` → `config` → `supervisor` → `signals`, `error`. A test proves it.
+//! Imports run one way: `main` → `ctl` → `cli`, `linux` → `config` → `supervisor` → `signals`, `error`, `records`. A test
+//! proves it.
 
 pub mod cli;
 pub mod config;
+pub mod ctl;
 pub mod error;
 pub mod linux;
 pub mod records;

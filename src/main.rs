@@ -5,6 +5,7 @@ use std::ffi::OsString;
 
 use panzer::cli::{self, help};
 use panzer::config::{Config, Show};
+use panzer::ctl;
 use panzer::error::{Error, Status};
 use panzer::linux::{self, Log};
 use panzer::supervisor::report::Level;
@@ -21,7 +22,10 @@ fn start(arguments: Vec<OsString>) -> u8 {
     status.0
 }
 
-fn run(arguments: Vec<OsString>, log: &mut Log) -> Result<Status, Error> {
+fn run(mut arguments: Vec<OsString>, log: &mut Log) -> Result<Status, Error> {
+    if ctl::is_asked_for(&mut arguments) {
+        return Ok(ctl::run(arguments, &|name| std::env::var_os(name)));
+    }
     let config = cli::parse(arguments, |name| std::env::var_os(name))?;
     *log = Log::new(config.shown_level(), config.log_format);
     match shown(&config)? {

@@ -21,15 +21,15 @@ impl<'a> Iterator for Records<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.rest.is_empty() {
-            let (line, rest) = self.rest.split_once('\n').unwrap_or((self.rest, ""));
+            let (line, rest) = cut(self.rest, b'\n').unwrap_or((self.rest, ""));
             self.rest = rest;
             if line.ends_with('}') {
                 let line = line.strip_prefix(',').unwrap_or(line);
                 if line.starts_with('{') {
                     return Some((self.section, Record(line)));
                 }
-            } else if let Some((_, name)) = line.split_once('"') {
-                self.section = name.split_once('"').unwrap_or_default().0;
+            } else if let Some((_, name)) = cut(line, b'"') {
+                self.section = cut(name, b'"').unwrap_or_default().0;
             }
         }
         None
@@ -82,20 +82,26 @@ impl<'a> Iterator for Fields<'a> {
     type Item = (&'a str, Value<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let rest = self.0.strip_prefix(['{', ','])?.strip_prefix('"')?;
-        let (name, rest) = rest.split_once('"')?;
+        // What comes before it is a bracket or a comma, and its quote.
+        let (name, rest) = cut(self.0.get(2..)?, b'"')?;
         let rest = rest.strip_prefix(':')?;
         let (value, rest) = if let Some(text) = rest.strip_prefix('"') {
-            let end = end_of_string(text)?;
-            (Value::Text(text.get(..end)?), text.get(end + 1..)?)
+            let (text, rest) = text.split_at_checked(end_of_string(text)?)?;
+            (Value::Text(text), rest.get(1..)?)
         } else {
             let end = rest.bytes().position(|byte| byte == b',' || byte == b'}')?;
-            let number = rest.get(..end)?;
-            (if number == "null" { Value::Null } else { Value::Number(number) }, rest.get(end..)?)
+            let (number, rest) = rest.split_at_checked(end)?;
+            (if number == "null" { Value::Null } else { Value::Number(number) }, rest)
         };
         self.0 = rest;
         Some((name, value))
     }
+}
+
+/// What comes before the first such byte, and what after it.
+fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
+    let (before, after) = text.split_at_checked(text.bytes().position(|byte| byte == at)?)?;
+    Some((before, after.get(1..)?))
 }
 
 /// Where the string's closing quote stands.
@@ -111,7 +117,7 @@ fn end_of_string(text: &str) -> Option<usize> {
 /// A decimal number in thousandths, what is finer cut off; `None`: it is none, or too large.
 #[must_use]
 pub fn thousandths(number: &str) -> Option<u64> {
-    let (whole, decimals) = number.split_once('.').unwrap_or((number, ""));
+    let (whole, decimals) = cut(number, b'.').unwrap_or((number, ""));
     let mut value = whole.parse::<u64>().ok()?;
     let mut decimals = decimals.bytes();
     for _ in 0..3 {

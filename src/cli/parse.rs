@@ -102,17 +102,30 @@ fn bad_value(option: &str, value: &OsStr, cause: String) -> Error {
 }
 
 fn unknown_option(name: &str) -> Error {
-    let nearest = OPTIONS.iter().map(|option| (strsim::levenshtein(name, option.long), option.long)).min();
-    let cause = match nearest {
-        Some((distance, long)) if distance * LETTERS_PER_MISTAKE <= name.len() => {
-            format!("unknown option; did you mean --{long}?")
-        }
-        _ => "unknown option; see panzer -h".to_owned(),
-    };
-    Error::new(format!("use --{name}"), cause)
+    unknown("option", "--", name, "panzer -h", &mut OPTIONS.iter().map(|option| option.long))
 }
 
-fn surplus_value(error: &lexopt::Error) -> Error {
+/// The refusal of a word that no table knows; the nearest one that is known is named where this may be a slip.
+pub fn unknown(
+    kind: &str,
+    dashes: &str,
+    word: &str,
+    help: &str,
+    known: &mut dyn Iterator<Item = &'static str>,
+) -> Error {
+    let nearest = known.map(|name| (strsim::levenshtein(word, name), name)).min();
+    let cause = match nearest {
+        Some((distance, name)) if distance * LETTERS_PER_MISTAKE <= word.len() => {
+            format!("unknown {kind}; did you mean {dashes}{name}?")
+        }
+        _ => format!("unknown {kind}; see {help}"),
+    };
+    Error::new(format!("use {dashes}{word}"), cause)
+}
+
+/// The refusal of a command line that gives an option a value which takes none.
+#[must_use]
+pub fn surplus_value(error: &lexopt::Error) -> Error {
     if let lexopt::Error::UnexpectedValue { option, value } = error {
         return Error::new(format!("use {option}={}", value.display()), "it takes no value");
     }

@@ -11,11 +11,12 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recv,
-    send, socket_with, sockopt,
+    send, socket_with,
 };
 
 use super::listen::bind_path;
 use super::own_path::OwnPath;
+use super::peer::{Peer, peer_of};
 use crate::supervisor::commands::{self, Command, LONGEST_REQUEST};
 use crate::supervisor::{Client, Generation};
 
@@ -186,13 +187,11 @@ impl Control {
     /// Why somebody may not ask anything: only root and panzer's own user may.
     fn refusal(&self, client: Client) -> Option<String> {
         let connection = self.connections.get(self.index_of(client)?)?;
-        let own = rustix::process::geteuid();
-        match sockopt::socket_peercred(&connection.socket) {
-            Ok(peer) if peer.uid.is_root() || peer.uid == own => None,
-            Ok(peer) => {
-                Some(format!("cannot let user {} steer this panzer: it is user {}'s", peer.uid.as_raw(), own.as_raw()))
-            }
-            Err(error) => Some(format!("cannot tell who asks: {}", crate::error::cause(&error.into()))),
+        let own = rustix::process::geteuid().as_raw();
+        match peer_of(connection.socket.as_fd()) {
+            Some(Peer { uid, .. }) if uid == 0 || uid == own => None,
+            Some(Peer { uid, .. }) => Some(format!("cannot let user {uid} steer this panzer: it is user {own}'s")),
+            None => Some("cannot tell who asks".to_owned()),
         }
     }
 

@@ -31,7 +31,10 @@ pub(super) fn is_directory(path: &Path) -> bool {
 }
 
 /// All that a file holds.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, Errno> {
+///
+/// # Errors
+/// What the kernel says.
+pub fn read(path: &Path) -> Result<Vec<u8>, Errno> {
     let file = open(path, OFlags::RDONLY)?;
     let mut content = Vec::new();
     loop {

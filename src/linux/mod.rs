@@ -10,7 +10,8 @@
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
 //! - `metrics`: the child that Prometheus reads from
 //! - `ports`: what workers bind by themselves
-//! - `listen`, `socket_options`, `own_path`, `files`, `clock`, `users`, `env_dir`, `cpus`, `terminal`: what their names say
+//! - `listen`, `socket_options`, `own_path`, `files`, `clock`, `users`, `env_dir`, `cpus`, `terminal`, `peer`: what their
+//!   names say
 //! - `log`: the lines on stderr
 //! - `sys`: the calls that need `unsafe`
 
@@ -34,6 +35,7 @@ mod log;
 mod metrics;
 mod observers;
 mod own_path;
+mod peer;
 mod ports;
 mod prepare;
 mod processes;
@@ -58,6 +60,14 @@ pub fn hold_signals() {
     sys::set_ignored(Signal::PIPE, true);
 }
 
+/// Gives signals the effect back that they had at the start: for a client, which Ctrl-C is to end at once, also while it
+/// waits.
+pub fn release_signals() {
+    let found = sys::initial_signals();
+    sys::set_ignored(Signal::PIPE, found.pipe_ignored);
+    sys::set_signal_mask(found.mask);
+}
+
 /// Writes to stdout. std's own way there, with its buffer and its lock, is 2 kB more in the file.
 ///
 /// # Errors
@@ -68,6 +78,10 @@ pub fn print(text: &str) -> std::io::Result<()> {
 
 pub use check::check;
 pub use event_loop::Running;
+pub use files::read as read_file;
 pub use log::Log;
+pub use peer::{Peer, limit_waiting, peer_of};
 pub use prepare::prepare;
+pub use signal_source::SignalSource;
 pub use sys::list_arguments;
+pub use terminal::Modes;

@@ -13,24 +13,26 @@ const SIGNALS_AT_ONCE: usize = 16;
 const SENDER_AT: usize = 12;
 
 /// Where blocked signals are read.
-pub(super) struct SignalSource(OwnedFd);
+pub struct SignalSource(OwnedFd);
 
 impl SignalSource {
     /// Opens it.
     ///
     /// # Errors
     /// The kernel has no descriptor or no memory.
-    pub(super) fn new() -> std::io::Result<Self> {
+    pub fn new() -> std::io::Result<Self> {
         sys::signal_descriptor().map(Self)
     }
 
     /// Readable when a signal has come.
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
     /// Those that have come, without SIGCHLD. What is not read now wakes the loop again.
-    pub(super) fn read(&self) -> Vec<Signal> {
+    #[must_use]
+    pub fn read(&self) -> Vec<Signal> {
         let mut records = [0_u8; SIGNAL_RECORD * SIGNALS_AT_ONCE];
         let length = rustix::io::read(&self.0, &mut records).unwrap_or(0);
         let own = Pid::own().number();

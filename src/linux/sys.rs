@@ -67,7 +67,7 @@ extern "C" fn early() {
     }
 }
 
-/// Makes a function what the program begins with: it takes the arguments and gives the exit status.
+/// Makes a function what the program begins with: it takes its name and the arguments, and gives the exit status.
 ///
 /// In the shipped file it is called without Rust's runtime, whose part before `main` is 15 kB and of no use here: `early`
 /// has seen to the descriptors 0 to 2, `hold_signals` sees to SIGPIPE, and the handler for a stack overflow never runs
@@ -77,7 +77,7 @@ macro_rules! begin_with {
     ($start:path) => {
         #[cfg(not(panzer_without_unwinder))]
         fn main() -> std::process::ExitCode {
-            std::process::ExitCode::from($start(std::env::args_os().skip(1).collect()))
+            std::process::ExitCode::from($start(std::env::args_os().collect()))
         }
 
         // SAFETY: with this cfg nothing else in the program defines the name; the signature is C's.
@@ -90,7 +90,7 @@ macro_rules! begin_with {
     };
 }
 
-/// The arguments after the program's name.
+/// The program's name and its arguments.
 ///
 /// # Safety
 /// These are what C's `main` is given: so many C strings, which never change.
@@ -100,7 +100,7 @@ pub unsafe fn list_arguments(count: c_int, list: *const *const c_char) -> Vec<Os
     let list = unsafe { std::slice::from_raw_parts(list, usize::try_from(count).unwrap_or(0)) };
     // SAFETY: each is a C string that lives as long as the process.
     let strings = list.iter().map(|string| unsafe { CStr::from_ptr(*string) });
-    strings.skip(1).map(|string| OsStr::from_bytes(string.to_bytes()).to_owned()).collect()
+    strings.map(|string| OsStr::from_bytes(string.to_bytes()).to_owned()).collect()
 }
 
 /// Opens something harmless as descriptor `number`, the lowest closed one.
@@ -728,6 +728,21 @@ pub(super) fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &[Instru
         let program = (&raw const program).cast();
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program, size)
     })
+}
+
+/// `tcgetattr(3)`. rustix's own is 1 kB more in the file: it decodes all speeds of a serial line.
+pub(super) fn terminal_modes(terminal: BorrowedFd<'_>) -> io::Result<libc::termios> {
+    let mut modes = std::mem::MaybeUninit::<libc::termios>::zeroed();
+    // SAFETY: the call writes one such structure.
+    result_of(unsafe { libc::tcgetattr(terminal.as_raw_fd(), modes.as_mut_ptr()) })?;
+    // SAFETY: a structure of zeros is a valid value, and the call has filled it in.
+    Ok(unsafe { modes.assume_init() })
+}
+
+/// `tcsetattr(3)`, at once.
+pub(super) fn set_terminal_modes(terminal: BorrowedFd<'_>, modes: &libc::termios) {
+    // SAFETY: the call reads one such structure.
+    unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, modes) };
 }
 
 fn owned_descriptor(number: c_long) -> io::Result<OwnedFd> {

@@ -3,6 +3,8 @@
 //! Every call may say ENOTTY, ENXIO, EBADF or EACCES where there is no terminal; panzer carries on. Must never be waited
 //! for.
 
+use std::os::fd::BorrowedFd;
+
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 
 use super::sys::{self, Pid, Target};
@@ -35,6 +37,33 @@ impl Terminal {
         if foreground().is_some_and(|current| current == group || !sys::exists(Target::Group(current))) {
             give_to(self.own_group);
         }
+    }
+}
+
+/// How a terminal treats what is typed.
+#[derive(Clone, Copy)]
+pub struct Modes(libc::termios);
+
+impl Modes {
+    /// Those in force.
+    ///
+    /// # Errors
+    /// It is no terminal.
+    pub fn of(terminal: BorrowedFd<'_>) -> std::io::Result<Self> {
+        sys::terminal_modes(terminal).map(Self)
+    }
+
+    /// The same, with each key given at once and shown nowhere; and Ctrl-S does not hold back what is written.
+    #[must_use]
+    pub fn for_keys(mut self) -> Self {
+        self.0.c_lflag &= !(libc::ICANON | libc::ECHO);
+        self.0.c_iflag &= !libc::IXON;
+        self
+    }
+
+    /// Puts them in force at once.
+    pub fn apply(self, terminal: BorrowedFd<'_>) {
+        sys::set_terminal_modes(terminal, &self.0);
     }
 }
 
