@@ -8,6 +8,9 @@ use crate::records::thousandths;
 /// A head that is longer than this is refused.
 pub(super) const LONGEST_HEAD: usize = 8192;
 
+/// A format's quality in thousandths, and this so many times as its name is exact: the most exact name counts.
+const EXACT: u64 = 1 << 16;
+
 /// What is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Page {
@@ -41,26 +44,23 @@ pub(super) struct Request {
 }
 
 /// What `bytes`, all that has come, ask for; `None`: there is more to come.
-#[inline(never)]
 pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
     let mut request = Request { page: Page::TooLarge, is_head: false, open_metrics: false };
     let mut rest = bytes;
-    // How exactly each format is named, and its quality.
-    let mut weights = [(0, 0); 2];
+    let (mut open_metrics, mut text) = (0, 0);
     let mut is_first = true;
     while let Some(mut line) = line(&mut rest) {
         if is_first {
             is_first = false;
             (request.page, request.is_head) = first_line(line);
         } else if line.is_empty() {
-            let [open_metrics, text] = weights;
-            request.open_metrics = open_metrics.1 > text.1;
+            request.open_metrics = open_metrics % EXACT > text % EXACT;
             return Some(request);
         } else {
             match cut(&mut line, b':') {
                 Some(name) if !name.is_empty() && name.iter().all(u8::is_ascii_graphic) => {
-                    if name.eq_ignore_ascii_case(b"accept") {
-                        weigh(line, &mut weights);
+                    if is(name, b"accept") {
+                        weigh(line, &mut open_metrics, &mut text);
                     }
                 }
                 Some(_) | None => request.page = Page::Bad,
@@ -76,14 +76,13 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
 }
 
 /// `GET /metrics HTTP/1.1`: the page, and whether only the head is wanted.
-#[inline(never)]
 fn first_line(mut line: &[u8]) -> (Page, bool) {
     let (method, target) = (part(&mut line, b' '), part(&mut line, b' '));
     // What is said to a proxy: `http://host/metrics`.
     let mut path = target.strip_prefix(b"http://").unwrap_or(target);
     part(&mut path, b'/');
     let is_head = method == b"HEAD";
-    let page = if !matches!(line, b"HTTP/1.1" | b"HTTP/1.0") {
+    let page = if line.len() != 8 || !line.starts_with(b"HTTP/1.") {
         Page::Bad
     } else {
         match part(&mut path, b'?') {
@@ -98,8 +97,7 @@ fn first_line(mut line: &[u8]) -> (Page, bool) {
 }
 
 /// Takes what an Accept header says of OpenMetrics and of the older format (RFC 9110, 12.5.1).
-#[inline(never)]
-fn weigh(mut header: &[u8], weights: &mut [(u8, u64); 2]) {
+fn weigh(mut header: &[u8], open_metrics: &mut u64, text: &mut u64) {
     while !header.is_empty() {
         let mut range = part(&mut header, b',');
         let kind = part(&mut range, b';').trim_ascii();
@@ -107,30 +105,39 @@ fn weigh(mut header: &[u8], weights: &mut [(u8, u64); 2]) {
         while !range.is_empty() {
             let mut value = part(&mut range, b';');
             let name = part(&mut value, b'=').trim_ascii();
-            if name.eq_ignore_ascii_case(b"q") {
+            if is(name, b"q") {
                 // What is no number is no wish.
                 quality = std::str::from_utf8(value.trim_ascii()).ok().and_then(thousandths).unwrap_or(0);
-            } else if name.eq_ignore_ascii_case(b"version") {
+            } else if is(name, b"version") {
                 is_known_version = value.trim_ascii() == b"1.0.0";
             }
         }
-        let [open_metrics, text] = &mut *weights;
-        let kinds: [&[u8]; 4] = [b"*/*", b"text/*", b"text/plain", b"application/openmetrics-text"];
-        for (exactness, known) in (1..).zip(kinds) {
-            if kind.eq_ignore_ascii_case(known) {
-                let weight = if exactness < 4 { &mut *text } else { &mut *open_metrics };
-                if exactness < 4 || is_known_version {
-                    *weight = (exactness, quality).max(*weight);
-                }
-            }
-        }
+        let (weight, exactness) = if is(kind, b"application/openmetrics-text") && is_known_version {
+            (&mut *open_metrics, EXACT)
+        } else if is(kind, b"text/plain") {
+            (&mut *text, 2 * EXACT)
+        } else if kind == b"*/*" || is(kind, b"text/*") {
+            (&mut *text, EXACT)
+        } else {
+            continue;
+        };
+        *weight = (*weight).max(exactness + quality % EXACT);
     }
+}
+
+/// Whether `name` is this one, which is in small letters, or the same in capital ones.
+fn is(name: &[u8], small: &[u8]) -> bool {
+    // What has this bit set already stays as it is.
+    name.len() == small.len() && name.iter().zip(small).all(|(byte, small)| byte | 0x20 == *small)
 }
 
 /// The next line without its end; `None` where it has none yet.
 fn line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let line = cut(rest, b'\n')?;
-    Some(line.strip_suffix(b"\r").unwrap_or(line))
+    match line.split_last() {
+        Some((b'\r', line)) => Some(line),
+        Some(_) | None => Some(line),
+    }
 }
 
 /// Takes what stands before `separator`, and that off; `None`: there is none.
@@ -146,22 +153,25 @@ fn part<'a>(rest: &mut &'a [u8], separator: u8) -> &'a [u8] {
     cut(rest, separator).unwrap_or_else(|| std::mem::take(rest))
 }
 
-/// A whole answer.
-#[inline(never)]
-pub(super) fn answer(page: Page, is_head: bool, kind: &str, body: &str) -> Vec<u8> {
+/// A whole answer; without a body the status is that too.
+pub(super) fn answer(page: Page, is_head: bool, kind: &str, body: &[u8]) -> Vec<u8> {
     let status = match page {
         Page::Metrics | Page::Livez | Page::Readyz => "200 OK",
         Page::Bad => "400 Bad Request",
         Page::NotFound => "404 Not Found",
-        Page::NotAllowed => "405 Method Not Allowed\r\nAllow: GET, HEAD",
+        Page::NotAllowed => "405 Method Not Allowed",
         Page::TooLarge => "431 Request Header Fields Too Large",
         Page::Unavailable => "503 Service Unavailable",
     };
+    let body = if body.is_empty() { status.as_bytes() } else { body };
     let length = body.len().to_string();
-    let mut text = String::new();
-    push(&mut text, &["HTTP/1.1 ", status, "\r\nContent-Type: ", kind, "\r\nContent-Length: ", &length]);
-    push(&mut text, &["\r\nConnection: close\r\n\r\n", if is_head { "" } else { body }]);
-    text.into_bytes()
+    let mut bytes = Vec::new();
+    push(&mut bytes, &["HTTP/1.1 ", status, "\r\nContent-Type: ", kind, "\r\nContent-Length: ", &length]);
+    push(&mut bytes, &["\r\nAllow: GET, HEAD\r\nConnection: close\r\n\r\n"]);
+    if !is_head {
+        bytes.extend_from_slice(body);
+    }
+    bytes
 }
 
 #[cfg(test)]
@@ -293,8 +303,9 @@ mod tests {
 
     #[test]
     fn an_answer_to_head_has_the_length_of_what_it_leaves_out() {
-        let whole = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n";
-        assert_eq!(answer(Page::Livez, false, "text/plain", "ok\n"), whole.as_bytes());
-        assert_eq!(answer(Page::Livez, true, "text/plain", "ok\n"), whole.strip_suffix("ok\n").unwrap().as_bytes());
+        let whole = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\
+            Allow: GET, HEAD\r\nConnection: close\r\n\r\nok\n";
+        assert_eq!(answer(Page::Livez, false, "text/plain", b"ok\n"), whole.as_bytes());
+        assert_eq!(answer(Page::Livez, true, "text/plain", b"ok\n"), whole.strip_suffix("ok\n").unwrap().as_bytes());
     }
 }

@@ -58,7 +58,6 @@ impl Server {
     ///
     /// # Errors
     /// The kernel gives no sockets or no process.
-    #[inline(never)]
     pub(super) fn start(listener: &OwnedFd) -> std::io::Result<Self> {
         // Not for workers, so that it is nobody's business. An accept must not wait for a client that has gone again.
         rustix::io::ioctl_fionbio(listener, true)?;
@@ -90,7 +89,6 @@ impl Server {
     }
 
     /// What the child wants. Gives it the rest of an answer by itself.
-    #[inline(never)]
     pub(super) fn wish(&mut self) -> Wish {
         let mut bytes = [0; MOST_ASKED];
         match rustix::io::read(&self.socket, &mut bytes) {

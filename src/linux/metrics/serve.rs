@@ -3,7 +3,6 @@
 //! Must never wait for one client while others are there, nor wake up while there is none.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::Instant;
 
 use rustix::event::{Timespec, epoll, poll};
 use rustix::io::Errno;
@@ -12,12 +11,13 @@ use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use super::http::{self, Page, Request};
 use super::{ASK, MORE, text};
 use crate::error::Status;
+use crate::linux::clock::Instant;
 use crate::linux::{idle, sys};
 
 /// Time since the start of the child. Smaller in the file than the standard library's.
-type Millis = u64;
+type Millis = i64;
 
-/// More connections than that push out the one that has made no progress for longest.
+/// More connections than that push out the oldest one.
 const MOST_CONNECTIONS: usize = 64;
 
 /// How old a snapshot may be.
@@ -103,11 +103,11 @@ pub(super) fn serve(panzer: OwnedFd, listener: &OwnedFd, epoll: &OwnedFd) -> ! {
     loop {
         let pause = if was_quiet { None } else { Some(now + PAUSE) };
         let deadline = connections.iter().map(Connection::deadline).min().or(pause);
-        let timeout = deadline.map(|at| timespec(at.saturating_sub(now)));
+        let timeout = deadline.map(|at| timespec((at - now).max(0)));
         let mut space = idle::EMPTY;
         let events = idle::wait(epoll.as_fd(), &mut space, timeout.as_ref(), timeout.is_none()).unwrap_or_default();
         let elapsed = start.elapsed();
-        now = elapsed.as_secs() * 1000 + u64::from(elapsed.subsec_millis());
+        now = Millis::try_from(elapsed.as_secs()).unwrap_or(0) * 1000 + Millis::from(elapsed.subsec_millis());
         for event in events {
             match event.data.u64() {
                 PANZER => {
@@ -146,8 +146,7 @@ pub(super) fn open(panzer: &OwnedFd, listener: &OwnedFd) -> Result<OwnedFd, Errn
 }
 
 fn timespec(time: Millis) -> Timespec {
-    let unit = |number| i64::try_from(number).unwrap_or_default();
-    Timespec { tv_sec: unit(time / 1000), tv_nsec: unit(time % 1000 * 1_000_000) }
+    Timespec { tv_sec: time / 1000, tv_nsec: time % 1000 * 1_000_000 }
 }
 
 fn data_of(socket: &OwnedFd) -> u64 {
@@ -155,7 +154,6 @@ fn data_of(socket: &OwnedFd) -> u64 {
 }
 
 /// Takes the next client.
-#[inline(never)]
 fn accept(listener: &OwnedFd, epoll: &OwnedFd, connections: &mut Vec<Connection>, now: Millis) {
     match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
         Ok(socket) => {
@@ -186,13 +184,11 @@ fn accept(listener: &OwnedFd, epoll: &OwnedFd, connections: &mut Vec<Connection>
     }
 }
 
-/// Closes the connection that has been where it is for longest, those last that wait for panzer; whether there was one.
-fn push_out(connections: &mut Vec<Connection>) -> bool {
-    let rank = |one: &Connection| if let State::Waiting(_) = one.state { Millis::MAX } else { one.since };
-    let Some(first) = connections.iter().map(rank).min() else { return false };
-    let mut is_found = false;
-    connections.retain(|one| is_found || rank(one) != first || std::mem::replace(&mut is_found, true));
-    true
+/// Lets the time be over for the oldest connection, those last that wait for panzer; whether there was one.
+fn push_out(connections: &mut [Connection]) -> bool {
+    let at = connections.iter().position(|one| !matches!(one.state, State::Waiting(_))).unwrap_or(0);
+    let oldest = connections.get_mut(at);
+    oldest.map(|oldest| oldest.since = Millis::MIN / 2).is_some()
 }
 
 impl Connection {
@@ -226,7 +222,6 @@ impl Connection {
     }
 
     /// A step of it; `None`: there may be another one.
-    #[inline(never)]
     fn read(&mut self, now: Millis) -> Option<bool> {
         let mut space = [0; READ_AT_ONCE];
         let length = match rustix::io::read(&self.socket, &mut space) {
@@ -246,7 +241,6 @@ impl Connection {
     }
 
     /// As [`Connection::read`].
-    #[inline(never)]
     fn answer(&mut self, request: &Request, snapshot: &mut Snapshot, now: Millis) -> Option<bool> {
         let document = match request.page {
             Page::Bad | Page::NotFound | Page::NotAllowed | Page::TooLarge | Page::Unavailable => "",
@@ -258,29 +252,23 @@ impl Connection {
                 }
             },
         };
-        let plain = |words: &str| (WORDS, words.to_owned());
-        let mut page = request.page;
-        let (kind, body) = match page {
-            Page::Metrics => text::render(document, request.open_metrics),
-            Page::Livez => plain("ok\n"),
+        let (mut page, mut kind, mut body) = (request.page, WORDS, Vec::new());
+        match page {
+            Page::Metrics => kind = text::render(document, request.open_metrics, &mut body),
+            Page::Livez => text::push(&mut body, &["ok\n"]),
             Page::Readyz => {
-                let (is_ready, words) = text::readiness(document);
-                if !is_ready {
+                if !text::readiness(document, &mut body) {
                     page = Page::Unavailable;
                 }
-                (WORDS, words)
             }
-            Page::Unavailable => plain("panzer does not answer\n"),
-            Page::Bad | Page::NotFound | Page::NotAllowed | Page::TooLarge => {
-                plain("there are /metrics, /livez and /readyz\n")
-            }
-        };
+            Page::Unavailable => text::push(&mut body, &["panzer does not answer\n"]),
+            Page::Bad | Page::NotFound | Page::NotAllowed | Page::TooLarge => {}
+        }
         self.enter(State::Writing, http::answer(page, request.is_head, kind, &body), now);
         None
     }
 
     /// As [`Connection::read`].
-    #[inline(never)]
     fn write(&mut self, now: Millis) -> Option<bool> {
         let rest = self.bytes.get(self.taken..).unwrap_or_default();
         match rustix::io::write(&self.socket, rest) {
@@ -304,7 +292,6 @@ impl Snapshot {
     }
 
     /// Asks panzer for another one.
-    #[inline(never)]
     fn ask(&mut self) {
         if !self.is_asked_for {
             (self.bytes, self.at) = (Vec::new(), None);

@@ -112,28 +112,34 @@ pub(in crate::linux) fn program(also: AlsoSent) -> Vec<Instruction> {
 }
 
 /// A call's number as a filter sees it.
-pub(in crate::linux) fn number(call: c_long) -> u32 {
-    u32::try_from(call).unwrap_or(u32::MAX)
+pub(in crate::linux) const fn number(call: c_long) -> u32 {
+    let [a, b, c, d, ..] = call.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// Reads the 32 bits of the filter's data that stand `at`.
-pub(in crate::linux) fn load(at: u32) -> Instruction {
+pub(in crate::linux) const fn load(at: u32) -> Instruction {
     instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at)
 }
 
 /// Goes on `otherwise` instructions further down where the number loaded last is not `value`, and `then` where it is.
-pub(in crate::linux) fn unless_equal(value: u32, otherwise: u8, then: u8) -> Instruction {
-    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, then, otherwise, value)
+pub(in crate::linux) const fn unless_equal(value: u32, otherwise: u8, then: u8) -> Instruction {
+    jump(libc::BPF_JEQ, value, otherwise, then)
+}
+
+/// The same with another comparison.
+pub(in crate::linux) const fn jump(comparison: u32, value: u32, otherwise: u8, then: u8) -> Instruction {
+    instruction(libc::BPF_JMP | comparison | libc::BPF_K, then, otherwise, value)
 }
 
 /// Ends with this answer.
-pub(in crate::linux) fn ret(value: u32) -> Instruction {
+pub(in crate::linux) const fn ret(value: u32) -> Instruction {
     instruction(libc::BPF_RET | libc::BPF_K, 0, 0, value)
 }
 
-/// Any other.
-pub(in crate::linux) fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> Instruction {
-    Instruction { code: u16::try_from(code).unwrap_or_default(), jt, jf, k }
+const fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> Instruction {
+    let [low, high, ..] = code.to_le_bytes();
+    Instruction { code: u16::from_le_bytes([low, high]), jt, jf, k }
 }
 
 #[cfg(test)]
