@@ -71,6 +71,23 @@ fn what_people_type_is_read_without_looking_at_the_system() {
 }
 
 #[test]
+fn what_is_large_in_std_is_left_alone() {
+    for (path, code) in sources() {
+        for word in [
+            "std::fs",
+            "time::{Duration, Instant}",
+            "time::Instant",
+            "SystemTime",
+            "thread::sleep",
+            "path::absolute",
+            "current_dir(",
+        ] {
+            assert!(!code.contains(word), "{} uses {word}: see docs/DESIGN.md, Size", path.display());
+        }
+    }
+}
+
+#[test]
 fn unsafe_stands_in_one_module() {
     for (path, code) in sources() {
         let allowed = path == Path::new("src/linux/sys.rs");
