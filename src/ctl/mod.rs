@@ -92,7 +92,7 @@ pub fn is_asked_for(arguments: &mut Vec<OsString>) -> bool {
 pub fn run(arguments: Vec<OsString>, variable: &dyn Fn(&str) -> Option<OsString>) -> Status {
     linux::release_signals();
     try_to_run(arguments, variable).unwrap_or_else(|failure| {
-        Log::new(Level::Info, LogFormat::Text).say(Level::Error, "", &failure.0.0);
+        Log::new(Level::Info, LogFormat::Text).say(Level::Error, "refused", &failure.0.0);
         failure.0.1
     })
 }
