@@ -23,7 +23,7 @@ use crate::linux::{limit_waiting, peer_of, read_file};
 const LISTENS: &str = "00010000";
 
 /// How much of a command line is shown.
-const LONGEST_SHOWN: usize = 60;
+const LONGEST_SHOWN: usize = 200;
 
 /// A panzer that answers, or has answered.
 pub(super) struct Server {

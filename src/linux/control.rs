@@ -173,7 +173,10 @@ impl Control {
                 self.connections.remove(oldest);
             }
             match self.refusal(client) {
-                Some(refusal) => self.answer(client, Err(refusal)),
+                Some(refusal) => {
+                    self.pass_over_request(client);
+                    self.answer(client, Err(refusal));
+                }
                 // Most have sent their request by now.
                 None => requests.extend(self.serve(client)),
             }
@@ -192,6 +195,13 @@ impl Control {
             Some(Peer { uid, .. }) if uid == 0 || uid == own => None,
             Some(Peer { uid, .. }) => Some(format!("cannot let user {uid} steer this panzer: it is user {own}'s")),
             None => Some("cannot tell who asks".to_owned()),
+        }
+    }
+
+    /// Takes what has come of a request that is not even looked at: a socket that is closed before that breaks the answer.
+    fn pass_over_request(&self, client: Client) {
+        if let Some(connection) = self.index_of(client).and_then(|index| self.connections.get(index)) {
+            let _ = recv(&connection.socket, &mut [0_u8; LONGEST_REQUEST], RecvFlags::DONTWAIT);
         }
     }
 

@@ -80,6 +80,8 @@ struct Connection {
     taken: usize,
     /// Something has happened to it.
     is_awake: bool,
+    /// The client has closed its side. It may still take the answer.
+    has_gone: bool,
 }
 
 /// What panzer has said.
@@ -121,6 +123,8 @@ pub(super) fn serve(panzer: OwnedFd, listener: &OwnedFd, epoll: &OwnedFd) -> ! {
                     // What is not found has been closed since.
                     if let Some(one) = connections.iter_mut().find(|one| data_of(&one.socket) == number) {
                         one.is_awake = true;
+                        let flags = event.flags;
+                        one.has_gone |= flags.contains(epoll::EventFlags::RDHUP);
                     }
                 }
             }
@@ -158,7 +162,8 @@ fn accept(listener: &OwnedFd, epoll: &OwnedFd, connections: &mut Vec<Connection>
     match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
         Ok(socket) => {
             // Told once of each change, so what is asked for stays the same whatever it waits for.
-            let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+            let flags =
+                epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
             if epoll::add(epoll, &socket, epoll::EventData::new_u64(data_of(&socket)), flags).is_ok() {
                 let bytes = Vec::new();
                 connections.push(Connection {
@@ -168,10 +173,13 @@ fn accept(listener: &OwnedFd, epoll: &OwnedFd, connections: &mut Vec<Connection>
                     bytes,
                     taken: 0,
                     is_awake: false,
+                    has_gone: false,
                 });
             }
-            if connections.len() > MOST_CONNECTIONS {
-                push_out(connections);
+            if let Some((_, others)) = connections.split_last_mut()
+                && others.len() >= MOST_CONNECTIONS
+            {
+                push_out(others);
             }
         }
         Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
@@ -184,9 +192,12 @@ fn accept(listener: &OwnedFd, epoll: &OwnedFd, connections: &mut Vec<Connection>
     }
 }
 
-/// Lets the time be over for the oldest connection, those last that wait for panzer; whether there was one.
+/// Lets the time be over for the oldest connection, first of those whose client has gone, last of those that wait for
+/// panzer; whether there was one.
 fn push_out(connections: &mut [Connection]) -> bool {
-    let at = connections.iter().position(|one| !matches!(one.state, State::Waiting(_))).unwrap_or(0);
+    let has_gone = connections.iter().position(|one| one.has_gone);
+    let at = has_gone.or_else(|| connections.iter().position(|one| !matches!(one.state, State::Waiting(_))));
+    let at = at.unwrap_or(0);
     let oldest = connections.get_mut(at);
     oldest.map(|oldest| oldest.since = Millis::MIN / 2).is_some()
 }
