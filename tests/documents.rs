@@ -1,6 +1,8 @@
 //! What README and docs/ tell people to type is tried: every command line of panzer in a code block is given to panzer
 //! with `--check`, every script is there and can be run (`.ci/run` runs them), and every event's name is explained.
 
+mod control;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -42,7 +44,10 @@ fn arguments(words: &[&str]) -> Vec<String> {
     while let Some(word) = words.next() {
         match *word {
             "--" => break,
-            "-l" => arguments.extend(["-l".to_owned(), words.next().unwrap().replace("8080", "0")]),
+            option @ ("-l" | "--metrics") => {
+                let address = words.next().unwrap().replace("8080", "0").replace("9100", "0");
+                arguments.extend([option.to_owned(), address]);
+            }
             option => arguments.push(option.to_owned()),
         }
     }
@@ -54,7 +59,8 @@ fn arguments(words: &[&str]) -> Vec<String> {
 fn every_panzer_command_line_in_the_documents_is_right() {
     let mut tried = 0;
     for line in code_lines() {
-        let words: Vec<String> = if let Some(typed) = line.strip_prefix("$ panzer ") {
+        let typed = line.strip_prefix("$ panzer ").filter(|typed| !typed.starts_with("ctl "));
+        let words: Vec<String> = if let Some(typed) = typed {
             let typed = typed.split(" #").next().unwrap();
             typed.split_ascii_whitespace().map(str::to_owned).collect()
         } else if let Some(list) = line.strip_prefix("ENTRYPOINT [").and_then(|rest| rest.strip_suffix(']')) {

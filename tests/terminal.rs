@@ -21,16 +21,16 @@ const CTRL_BACKSLASH: &str = "\u{1c}";
 ///
 /// The shell finds the program under test as `$PROGRAM`, the probe as `$PROBE` and the path of its
 /// report as `$OUT`.
-struct Terminal {
-    running: Running,
+pub(crate) struct Terminal {
+    pub(crate) running: Running,
     keys: File,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
 }
 
 impl Terminal {
     /// Starts a shell that leads the session, or returns None where there is no `script`.
     #[track_caller]
-    fn start(shell_script: &str) -> Option<Terminal> {
+    pub(crate) fn start(shell_script: &str) -> Option<Terminal> {
         if !is_there("script") {
             eprintln!("left out: there is no script(1) to make a terminal with");
             return None;
@@ -64,7 +64,7 @@ impl Terminal {
     }
 
     #[track_caller]
-    fn press(&mut self, keys: &str) {
+    pub(crate) fn press(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
@@ -73,7 +73,7 @@ impl Terminal {
     }
 
     #[track_caller]
-    fn wait_shown(&self, text: &str) {
+    pub(crate) fn wait_shown(&self, text: &str) {
         wait_until(&format!("the terminal shows {text:?}"), || self.running.stdout().contains(text));
     }
 

@@ -4,6 +4,9 @@
 #![allow(dead_code, reason = "not every scenario file uses every helper")]
 
 pub(crate) mod binders;
+pub(crate) mod control;
+pub(crate) mod http;
+pub(crate) mod json;
 pub(crate) mod lives;
 pub(crate) mod load;
 pub(crate) mod panzer;

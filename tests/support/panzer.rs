@@ -340,12 +340,12 @@ impl Running {
         pids(process::tree(panzer).iter().filter(|one| one.pid != panzer && !one.is_dead()))
     }
 
-    /// The live direct children of panzer that run a command, sorted: neither the guard, nor a
+    /// The live direct children of panzer that run a command, sorted: neither the guard, nor what serves metrics, nor a
     /// worker that has not executed its command yet.
     #[track_caller]
     pub(crate) fn workers(&self) -> Vec<u32> {
         let children = self.child_stats();
-        pids(children.iter().filter(|one| one.comm != "panzer" && one.comm != "panzer-guard"))
+        pids(children.iter().filter(|one| !one.comm.starts_with("panzer")))
     }
 
     /// Waits until there are exactly so many workers, and returns them, sorted.
@@ -361,6 +361,13 @@ impl Running {
     #[track_caller]
     pub(crate) fn guard(&self) -> Option<u32> {
         self.child_stats().iter().find(|one| one.comm == "panzer-guard").map(|one| one.pid)
+    }
+
+    /// What serves metrics, when there is one.
+    #[track_caller]
+    pub(crate) fn metrics_child(&self) -> Option<u32> {
+        // A process's name has at most 15 bytes.
+        self.child_stats().iter().find(|one| one.comm.starts_with("panzer-metric")).map(|one| one.pid)
     }
 
     #[track_caller]

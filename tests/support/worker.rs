@@ -83,7 +83,7 @@ impl Running {
         };
         let worker = |pid: u32| {
             let stat = process::stat(pid)?;
-            let executed = stat.pgid == pid && !stat.is_dead() && stat.comm != "panzer" && stat.comm != "panzer-guard";
+            let executed = stat.pgid == pid && !stat.is_dead() && !stat.comm.starts_with("panzer");
             let slot = process::environ(pid)?.get("PANZER_WORKER_ID")?.parse().ok()?;
             executed.then_some((slot, pid))
         };

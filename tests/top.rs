@@ -1,0 +1,197 @@
+//! `panzer ctl top`: live in a terminal, which it leaves as it was.
+
+use std::process::Command;
+
+use crate::control::status::all_ready;
+use crate::support::control::assert_fails;
+use crate::support::lives::{READY, Service};
+use crate::support::{process, wait_for, wait_until};
+use crate::terminal::Terminal;
+
+const CTRL_C: &str = "\u{3}";
+const ALTERNATE: &str = "\u{1b}[?1049h";
+const NORMAL: &str = "\u{1b}[?1049l";
+const HIDDEN: &str = "\u{1b}[?25l";
+const SHOWN: &str = "\u{1b}[?25h";
+
+/// `top` of a panzer in a terminal.
+struct Top {
+    terminal: Terminal,
+    pid: u32,
+}
+
+impl Top {
+    /// Starts it and waits until it shows something; None where there is no terminal to be had.
+    #[track_caller]
+    fn start(service: &Service, columns: u32, rows: u32) -> Option<Top> {
+        let panzer = service.running.panzer_pid();
+        let script = format!(
+            "stty cols {columns} rows {rows}; trap : INT TERM; echo \"before=$(stty -g)\"
+TERM=xterm \"$PROGRAM\" ctl --pid {panzer} top; echo \"status=$?\"; echo \"after=$(stty -g)\""
+        );
+        let terminal = Terminal::start(&script)?;
+        terminal.wait_shown("RESTARTS");
+        let pid = wait_for("top runs", || {
+            let tree = process::tree(terminal.running.pid());
+            tree.into_iter().map(|one| one.pid).find(|pid| {
+                let command = process::command_line(*pid);
+                command.ends_with(" top") && command.contains(" ctl --pid ") && !command.contains("stty")
+            })
+        });
+        Some(Top { terminal, pid })
+    }
+
+    fn shown(&self) -> String {
+        self.terminal.running.stdout()
+    }
+
+    /// Waits for the end, which must have this status, and makes sure that the terminal is as it was.
+    #[track_caller]
+    fn ended(&self, status: i32) -> String {
+        self.terminal.wait_shown("after=");
+        self.terminal.running.wait_exit();
+        let shown = self.shown().replace('\r', "");
+        assert!(shown.contains(&format!("status={status}\n")), "{shown:?}");
+        let mode = |name: &str| shown.split(name).nth(1).unwrap().lines().next().unwrap().to_string();
+        assert_eq!(mode("before="), mode("after="), "the terminal's modes");
+        for (on, off) in [(ALTERNATE, NORMAL), (HIDDEN, SHOWN)] {
+            let (on, off) = (shown.rfind(on), shown.rfind(off));
+            assert!(on.is_some() && off > on, "switched on at {on:?}, off at {off:?}");
+        }
+        // Behind what restores it there are no more escapes.
+        let (_, after) = shown.rsplit_once("status=").unwrap();
+        assert!(!after.contains('\u{1b}'), "{after:?}");
+        shown
+    }
+}
+
+#[track_caller]
+fn service() -> Service {
+    let service = Service::start("-n 3 --ready fd --backoff 0:0 -l 127.0.0.1:0", READY);
+    service.running.wait_status("all are ready", all_ready);
+    service
+}
+
+#[test]
+fn top_shows_the_workers_as_they_come_and_go() {
+    let service = service();
+    let Some(mut top) = Top::start(&service, 100, 30) else { return service.end() };
+    for life in service.running.wait_generation(1, 3) {
+        top.terminal.wait_shown(&life.pid.to_string());
+    }
+    top.terminal.wait_shown(&service.running.listening()[0]);
+    let new = service.running.kill_worker(1);
+    top.terminal.wait_shown(&new.to_string());
+    top.terminal.wait_shown("was killed by SIGKILL");
+    assert_ne!(process::status_field(top.pid, "State").unwrap().chars().next(), Some('R'), "it sleeps in between");
+    top.terminal.press("q");
+    top.ended(0);
+    service.end();
+}
+
+#[test]
+fn q_and_ctrl_c_end_it_and_other_keys_do_not() {
+    let service = service();
+    for key in ["q", CTRL_C] {
+        let Some(mut top) = Top::start(&service, 80, 24) else { break };
+        top.terminal.press("xyz\n\u{1b}[A");
+        let seen = top.shown().len();
+        wait_until("it goes on", || top.shown().len() > seen);
+        assert!(process::alive(top.pid));
+        top.terminal.press(key);
+        top.ended(0);
+    }
+    service.end();
+}
+
+#[test]
+fn signals_end_it_and_leave_the_terminal_as_it_was() {
+    let service = service();
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let Some(top) = Top::start(&service, 80, 24) else { break };
+        process::send_signal(top.pid, signal);
+        top.ended(0);
+    }
+    service.end();
+}
+
+#[test]
+fn when_panzer_goes_away_top_says_so_on_the_restored_terminal() {
+    for signal in [libc::SIGTERM, libc::SIGKILL] {
+        let service = service();
+        let Some(top) = Top::start(&service, 80, 24) else { return service.end() };
+        service.running.signal(signal);
+        service.running.wait_exit();
+        let shown = top.ended(1);
+        let (_, after) = shown.rsplit_once(NORMAL).unwrap();
+        assert!(after.contains("panzer: "), "it is said where it can be read: {after:?}");
+        wait_until("nothing is left", || service.running.leftovers().is_empty());
+    }
+}
+
+#[test]
+fn a_terminal_of_another_size_is_filled_anew() {
+    let service = service();
+    let Some(mut top) = Top::start(&service, 100, 30) else { return service.end() };
+    let terminal = std::fs::read_link(format!("/proc/{}/fd/0", top.pid)).unwrap();
+    let resize = |columns: &str, rows: &str| {
+        let done = Command::new("stty").arg("-F").arg(&terminal).args(["cols", columns, "rows", rows]).status();
+        assert!(done.unwrap().success());
+    };
+    for (columns, rows) in [(50, 10), (120, 40), (20, 4), (1, 1), (80, 24)] {
+        resize(&columns.to_string(), &rows.to_string());
+        // What was on its way may still be as wide as before: so two whole frames are waited for.
+        let seen = top.shown().len();
+        let frames = wait_for("it is drawn anew", || {
+            let shown = top.shown();
+            let frames: Vec<String> = shown[seen..].split("\u{1b}[H").map(str::to_string).collect();
+            (frames.len() >= 4).then_some(frames)
+        });
+        let last = &frames[frames.len() - 2];
+        let widest = last.split(['\r', '\n']).map(|line| visible(line).chars().count()).max().unwrap();
+        assert!(widest <= columns.max(40), "{columns} columns: {widest} in {last:?}");
+        let lines = last.split('\n').count();
+        assert!(lines <= usize::max(rows, 1), "{rows} rows: {lines} in {last:?}");
+    }
+    top.terminal.press("q");
+    top.ended(0);
+    service.end();
+}
+
+/// A line without its escape sequences.
+fn visible(line: &str) -> String {
+    let mut parts = line.split("\u{1b}[");
+    let first = parts.next().unwrap_or_default().to_string();
+    parts.fold(first, |text, part| {
+        text + part.split_once(|c: char| c.is_ascii_alphabetic()).map_or("", |(_, rest)| rest)
+    })
+}
+
+#[test]
+fn ctrl_z_gives_the_terminal_back_and_fg_takes_it_again() {
+    let service = service();
+    let panzer = service.running.panzer_pid();
+    let Some(mut terminal) = Terminal::start("stty cols 80 rows 24; exec sh -i") else { return service.end() };
+    terminal.press(&format!("TERM=xterm \"$PROGRAM\" ctl --pid {panzer} top\n"));
+    terminal.wait_shown("RESTARTS");
+    // Whether it can be stopped or takes the key as any other is its own choice; after q all is as before.
+    terminal.press("\u{1a}");
+    terminal.press("fg\n");
+    terminal.press("q");
+    terminal.press("\necho \"sum=$((40 + 2))\"\nstty -a\nexit 0\n");
+    terminal.wait_shown("sum=42");
+    terminal.running.wait_exit();
+    let shown = terminal.running.stdout();
+    let (_, modes) = shown.rsplit_once("sum=42").unwrap();
+    for mode in [" icanon", " echo ", " isig"] {
+        assert!(modes.contains(mode), "no{mode}: {modes}");
+    }
+    service.end();
+}
+
+#[test]
+fn without_a_terminal_top_is_refused() {
+    let service = service();
+    assert_fails(&service.running.ctl("top"), 125, &["panzer: cannot ", "terminal"]);
+    service.end();
+}
