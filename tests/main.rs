@@ -14,7 +14,7 @@ mod coming_from;
 mod control;
 mod control_attacks;
 mod documents;
-// mod fuzz;
+mod fuzz;
 mod init_mode;
 mod listeners;
 mod losses;

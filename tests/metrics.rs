@@ -175,7 +175,7 @@ fn promtool_has_nothing_to_say_against_the_metrics() {
 fn the_openmetrics_format_is_read_by_another_implementation() {
     let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/servers/python");
     let python = "/usr/bin/python3".to_string();
-    if !is_installed("prometheus_client", &[python.clone()], &text(library.join("prometheus_client"))) {
+    if !is_installed("prometheus_client", std::slice::from_ref(&python), &text(library.join("prometheus_client"))) {
         return;
     }
     let (service, addr) = with_everything();
