@@ -159,11 +159,42 @@ fn the_parser_of_notifications_takes_nothing_that_it_should_not() {
 
 /// Values that options take, and what is nearly one.
 const VALUE_SEEDS: &[&[u8]] = &[
-    b"3", b"auto", b"500ms", b"10s", b"5m", b"1h", b"512M", b"1G", b"022", b"100ms:30s", b"1h~10m", b"TERM/25/KILL",
-    b"QUIT/3.5/TERM/1/KILL", b"HUP=reload", b"USR1=forward:TERM", b"SIGRTMIN+3", b"8080", b"web=127.0.0.1:8080",
-    b"tcp://[::1]:80?v6only&nonblock", b"unix:///run/a.sock?mode=660", b"unix://@name", b"udp://0.0.0.0:53", b"delay:3s",
-    b"notify", b"systemd,server-starter,einhorn", b"/var/run/x", b"off", b"always", b"per-worker", b"json", b"www:www", b"",
-    b"18446744073709551616", b"99999999999h", b"-1", b"0",
+    b"3",
+    b"auto",
+    b"500ms",
+    b"10s",
+    b"5m",
+    b"1h",
+    b"512M",
+    b"1G",
+    b"022",
+    b"100ms:30s",
+    b"1h~10m",
+    b"TERM/25/KILL",
+    b"QUIT/3.5/TERM/1/KILL",
+    b"HUP=reload",
+    b"USR1=forward:TERM",
+    b"SIGRTMIN+3",
+    b"8080",
+    b"web=127.0.0.1:8080",
+    b"tcp://[::1]:80?v6only&nonblock",
+    b"unix:///run/a.sock?mode=660",
+    b"unix://@name",
+    b"udp://0.0.0.0:53",
+    b"delay:3s",
+    b"notify",
+    b"systemd,server-starter,einhorn",
+    b"/var/run/x",
+    b"off",
+    b"always",
+    b"per-worker",
+    b"json",
+    b"www:www",
+    b"",
+    b"18446744073709551616",
+    b"99999999999h",
+    b"-1",
+    b"0",
 ];
 
 /// A word of a command line.
@@ -266,7 +297,8 @@ fn the_reader_of_records_reads_what_it_can_and_passes_over_the_rest() {
     let whole = read(DOCUMENT);
     assert_eq!(records::records(DOCUMENT).count(), 8);
     assert_eq!(whole, 6 + 5 + 5 + 6 + 5 + 3 + 2 + 4);
-    let progress: &[u8] = b"{\"generation\":2,\"done\":1,\"of\":3}\n{\"generation\":2,\"result\":\"ok\",\"message\":\"x\"}\n";
+    let progress: &[u8] =
+        b"{\"generation\":2,\"done\":1,\"of\":3}\n{\"generation\":2,\"result\":\"ok\",\"message\":\"x\"}\n";
     fuzz(&[DOCUMENT.as_bytes(), progress], |bytes| {
         let text = String::from_utf8_lossy(bytes);
         let most = text.matches('"').count();
@@ -278,7 +310,8 @@ fn the_reader_of_records_reads_what_it_can_and_passes_over_the_rest() {
 
 /// A text of letters that are simple, escaped, long or rare.
 fn any_text(random: &mut Random) -> String {
-    let letters = ['a', ' ', '"', '\\', '/', '\n', '\t', '\u{1}', '\u{7f}', 'é', '☃', '🦀', '{', '}', ',', ':', '\u{2028}'];
+    let letters =
+        ['a', ' ', '"', '\\', '/', '\n', '\t', '\u{1}', '\u{7f}', 'é', '☃', '🦀', '{', '}', ',', ':', '\u{2028}'];
     (0..random.below(20)).map(|_| letters[pick(random, letters.len())]).collect()
 }
 

@@ -96,7 +96,7 @@ fn the_table_is_aligned_and_80_columns_wide_at_the_most() {
     assert!(workers[1].contains("grüße \"☃\"   and more"), "{table}");
     let words: Vec<&str> = workers[2].split_whitespace().collect();
     assert!(words[0] == "1" && words.contains(&"waiting"), "{table}");
-    assert!(workers[2].contains("ended with status 3") && workers[2].contains(" ago"), "{table}");
+    assert!(workers[2].contains("ended with status 3 "), "{table}");
     service.running.signal(libc::SIGTERM);
     service.running.wait_exit();
 }
@@ -118,7 +118,7 @@ fn the_table_shows_what_the_document_says() {
         assert_eq!(words[..4], [&number("slot"), &number("pid"), &number("generation"), "ready"], "{table}");
         assert_eq!(words[5], number("restarts"), "{table}");
     }
-    assert!(workers[3].contains("was killed by SIGKILL ") && workers[3].ends_with(" ago"), "{table}");
+    assert!(workers[3].contains("was killed by SIGKILL ") && workers[3].ends_with(['o', '…']), "{table}");
     service.running.signal(libc::SIGHUP);
     service.wait_line("reloaded: ");
     let status = service.running.wait_status("it is over", |status| head(status, "state").text() == "running");

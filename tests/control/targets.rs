@@ -139,7 +139,7 @@ fn in_namespace(script: &str) -> Option<String> {
 
 #[test]
 fn without_a_target_it_is_the_only_one_that_can_be_seen() {
-    let script = r#"ask() { echo "$1: $(env $2 "$p" ctl ready 2>&1), $?"; }
+    let script = r#"ask() { said=$(env $2 "$p" ctl ready 2>&1); echo "$1: $said, $?"; }
 p=$1
 ask none
 "$p" -n 1 --ready exec -- sleep 1000 2>/dev/null & a=$!
@@ -350,7 +350,11 @@ fn another_user_is_refused() {
     for command in
         ["status", "status --json", "ready", "reload", "reload --wait", "restart 0", "scale 3", "stop", "signal KILL"]
     {
-        assert_fails(&running.ctl_command(command).wrapper(&stranger).run(), 125, &["panzer: cannot ", "permi"]);
+        assert_fails(
+            &running.ctl_command(command).wrapper(&stranger).run(),
+            125,
+            &["panzer: cannot ", "only that user"],
+        );
     }
     assert_eq!(running.workers(), lives);
     // Whatever it was: the first line is all that a stranger gets.
@@ -372,7 +376,7 @@ fn another_user_is_refused() {
     let running = start(&format!("-n 1 --control {}", path.display()));
     Command::new("chmod").arg("777").arg(&path).status().unwrap();
     let output = ctl(&format!("--control {} stop", path.display())).wrapper(&stranger).run();
-    assert_fails(&output, 125, &["panzer: cannot ", "permi"]);
+    assert_fails(&output, 125, &["panzer: cannot ", "only that user"]);
     running.ends_with(libc::SIGTERM, 0);
 }
 
