@@ -299,7 +299,7 @@ fn clients_that_close_at_once_cost_nothing() {
             0 => {}
             1 => drop(stream.write_all(b"status\n")),
             2 => drop(stream.write_all(b"sta")),
-            _ => drop(stream.write_all(b"reload wait\n")),
+            _ => drop(stream.write_all(b"restart 99\n")),
         }
     });
     running.ends_with(libc::SIGTERM, 0);
