@@ -154,7 +154,11 @@ fn with_everything() -> (Service, Addr) {
     service.running.wait_status("all are ready", all_ready);
     service.running.signal(libc::SIGHUP);
     service.wait_line("cannot reload to generation 3");
-    wait_metrics(&addr, "the failed reload", |metrics| metrics.number("panzer_reloads_total{result=\"failed\"}") == 1);
+    // Use is measured once a second.
+    wait_metrics(&addr, "the failed reload, and what each worker uses", |metrics| {
+        let uses = |slot: u32| metrics.samples.contains_key(&format!("panzer_worker_memory_bytes{{slot=\"{slot}\"}}"));
+        metrics.number("panzer_reloads_total{result=\"failed\"}") == 1 && (0..3).all(uses)
+    });
     (service, addr)
 }
 
@@ -188,6 +192,11 @@ assert len(list(read(sys.stdin.read()))) == int(sys.argv[1])";
     service.end();
 }
 
+/// A bucket's bound, which is a floating point number in OpenMetrics, and the same in both formats.
+fn le(bound: &str) -> String {
+    if bound.bytes().all(|byte| byte.is_ascii_digit()) { format!("{bound}.0") } else { bound.to_string() }
+}
+
 /// The name of a sample and the names of its labels.
 fn name_and_labels(sample: &str) -> (&str, Vec<&str>) {
     let Some((name, labels)) = sample.split_once('{') else { return (sample, Vec::new()) };
@@ -219,11 +228,9 @@ fn every_metric_is_there_with_its_type_its_help_and_its_labels() {
         for (name, kind, labels) in METRICS {
             let of = |sample: &&String| name_and_labels(sample).0 == *name;
             if *kind == "histogram" {
-                for bound in BUCKETS {
-                    // OpenMetrics wants them as floating point numbers.
-                    let sample = |bound: &str| format!("{name}_bucket{{le=\"{bound}\"}}");
-                    let found = [bound.to_string(), format!("{bound}.0")];
-                    assert!(found.iter().any(|bound| metrics.samples.contains_key(&sample(bound))), "{name} {bound}");
+                for bound in BUCKETS.map(le) {
+                    let sample = format!("{name}_bucket{{le=\"{bound}\"}}");
+                    assert!(metrics.samples.contains_key(&sample), "{sample}");
                 }
                 assert_eq!(
                     metrics.number(&format!("{name}_count")),
@@ -309,7 +316,7 @@ fn the_metrics_say_what_the_status_says() {
     for (histogram, name) in status.get("histograms").list().iter().zip(["ready", "stop"]) {
         assert_eq!(histogram.get("metric").text(), format!("time_to_{name}_seconds"));
         for bound in BUCKETS {
-            let sample = format!("panzer_time_to_{name}_seconds_bucket{{le=\"{bound}\"}}");
+            let sample = format!("panzer_time_to_{name}_seconds_bucket{{le=\"{}\"}}", le(bound));
             assert_eq!(metrics.number(&sample), histogram.get(bound).number(), "{sample}");
         }
         assert_eq!(metrics.get(&format!("panzer_time_to_{name}_seconds_sum")), histogram.get("sum").decimal());

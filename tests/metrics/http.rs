@@ -13,6 +13,7 @@ use crate::support::control::assert_fails;
 use crate::support::http::{connect, send};
 use crate::support::lives::READY;
 use crate::support::load::Addr;
+use crate::support::panzer::Panzer;
 use crate::support::ports::{free_port, local};
 use crate::support::scratch::Scratch;
 use crate::support::worker::{panzer, text};
@@ -94,7 +95,7 @@ fn an_address_that_cannot_be_had_is_refused_at_the_start() {
         cases.push(("127.0.0.1:80", &["127.0.0.1:80", "denied"]));
     }
     for (address, parts) in cases {
-        let refused = panzer("-n 1", &[""; 0]).arg("--metrics").arg(address).args(["--", "touch", &started]).run();
+        let refused = Panzer::new(["-n", "1", "--metrics", address, "--", "touch", &started]).run();
         assert_fails(&refused, 125, &[&["panzer: cannot "], parts].concat());
     }
     drop(listener);
