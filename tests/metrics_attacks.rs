@@ -176,6 +176,24 @@ fn clients_that_close_at_once_cost_nothing() {
 }
 
 #[test]
+fn those_who_wait_for_panzer_do_not_keep_others_out() {
+    for stay in [false, true] {
+        let (service, addr) = start();
+        process::send_signal(service.running.panzer_pid(), libc::SIGSTOP);
+        // As many as there may be, and more, all of whom wait for what panzer says; some have gone again.
+        let waiting: Vec<_> = (0..200)
+            .filter_map(|_| open(&addr, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").filter(|_| stay))
+            .collect();
+        let answer = get(&addr, "/livez").unwrap_or_else(|error| panic!("they stay: {stay}: {error}"));
+        assert!([200, 503].contains(&answer.status), "{answer:?}");
+        process::send_signal(service.running.panzer_pid(), libc::SIGCONT);
+        drop(waiting);
+        goes_on(&service, &addr);
+        service.end();
+    }
+}
+
+#[test]
 fn floods_of_scrapes_are_all_answered() {
     attacked(|addr, _| {
         let answer = get(addr, "/metrics").unwrap_or_else(|error| panic!("{error}"));

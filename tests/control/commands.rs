@@ -290,13 +290,13 @@ fn scale_makes_so_many_workers() {
     let service = ready("-n 3 --ready fd", READY);
     let first = service.running.wait_generation(1, 3);
     for (count, says) in [
-        (5, "5 workers, 2 more\n"),
+        (5, "5 workers now, 2 more\n"),
         (5, "5 workers already\n"),
-        (1, "1 worker, 4 fewer\n"),
+        (1, "1 worker now, 4 fewer\n"),
         (1, "1 worker already\n"),
-        (2, "2 workers, 1 more\n"),
-        (3, "3 workers, 1 more\n"),
-        (2, "2 workers, 1 fewer\n"),
+        (2, "2 workers now, one more\n"),
+        (3, "3 workers now, one more\n"),
+        (2, "2 workers now, one fewer\n"),
     ] {
         assert_eq!(printed(&service.running.ctl(&format!("scale {count}")), 0), says);
         let lives = service.running.wait_generation(1, count);

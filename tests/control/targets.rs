@@ -389,7 +389,7 @@ fn the_own_user_and_root_are_let_in() {
         let output = running.ctl_command("ready").wrapper(&wrapper).run();
         assert_eq!(printed(&output, 0), "2 of 2 workers are ready\n");
     }
-    assert_eq!(printed(&running.ctl("scale 1"), 0), "1 worker, 1 fewer\n", "root may do everything");
+    assert_eq!(printed(&running.ctl("scale 1"), 0), "1 worker now, one fewer\n", "root may do everything");
     // Here the name alone says whose it is, and the client believes nobody but root and itself.
     let Some(other) = as_user(43_212) else { return };
     assert_fails(&running.ctl_command("ready").wrapper(&other).run(), 125, &["panzer: cannot "]);
