@@ -1,8 +1,10 @@
 //! Whatever clients of the metrics do: scrapes go on, a killed worker is replaced, and panzer itself does not notice.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::control_attacks::idle_connections;
 use crate::metrics::served;
@@ -180,6 +182,13 @@ fn those_who_wait_for_panzer_do_not_keep_others_out() {
     for stay in [false, true] {
         let (service, addr) = start();
         process::send_signal(service.running.panzer_pid(), libc::SIGSTOP);
+        let Addr::Tcp(at) = &addr else { panic!("{addr:?}") };
+        wait_until("what panzer has said is too old", || {
+            let mut connection = TcpStream::connect(at).unwrap();
+            connection.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            connection.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            connection.read(&mut [0]).is_err()
+        });
         // As many as there may be, and more, all of whom wait for what panzer says; some have gone again.
         let waiting: Vec<_> = (0..200)
             .filter_map(|_| open(&addr, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").filter(|_| stay))
