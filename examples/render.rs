@@ -83,7 +83,7 @@ fn man() -> String {
     out.push_str(
         ".SH SIGNALS\nWithout \\fB\\-n\\fR every signal is forwarded to the process group of COMMAND; TSTP, TTIN and \
          TTOU stop it. With \\fB\\-n\\fR TERM and INT run the stop schedule on all workers, a second INT and QUIT kill \
-         them, HUP, USR1, USR2, TTIN and TTOU are reserved, and the others are forwarded. \\fB\\-\\-on\\fR changes that.\n\
+         them, HUP and USR1 reload, TTIN and TTOU start one more and stop one, USR2 is reserved, and the others are forwarded. \\fB\\-\\-on\\fR changes that.\n\
          .SH \"EXIT STATUS\"\nWithout \\fB\\-n\\fR that of COMMAND, 128+n when signal n killed it. With \\fB\\-n\\fR 0 \
          after a stop, 137 when something had to be killed. 125 when panzer itself refuses, 126 when COMMAND cannot be \
          executed, 127 when it is not found.\n.SH ENVIRONMENT\nEach long option also reads from a variable:\n",

@@ -61,7 +61,7 @@ impl Supervisor {
         Overview { state, doing, generation: self.generation, workers: self.wanted, ready }
     }
 
-    /// All lives, by slot and age: those that are leaving, the slot's own, its successor.
+    /// All lives, slot by slot: the one that has it, the one that is to follow, those that are leaving.
     #[must_use]
     pub fn rows(&self) -> Vec<Row<'_>> {
         let mut rows = Vec::new();
@@ -69,8 +69,8 @@ impl Supervisor {
             let leaving = self.leaving.iter().filter(|leaving| leaving.worker.slot == slot.number);
             let is_there = slot.number < self.wanted && self.is_running();
             let own = slot.lives().filter(|life| is_there || life.has_process());
-            let mut lives: Vec<(&Life, &'static str)> = leaving.map(|leaving| (&leaving.life, "stopping")).collect();
-            lives.extend(own.map(|life| (life, state(life))));
+            let mut lives: Vec<(&Life, &'static str)> = own.map(|life| (life, state(life))).collect();
+            lives.extend(leaving.map(|leaving| (&leaving.life, "stopping")));
             let slots_own = slot.current.worker.life;
             let mut is_first = true;
             for (life, state) in lives {
