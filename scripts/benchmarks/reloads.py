@@ -5,6 +5,9 @@ hangs counts as lost just as one that is refused or reset. `stall` is the longes
 answer while the reloads ran, `steady` the same afterwards without a reload, on the same server. Each program reloads
 an app that is there at once, and one whose processes take two seconds to boot.
 
+The same with one of the two processes killed (`kill -9`), again and again, each time when both serve: what it had in
+hand is lost, and nobody else waits for the new one's boot.
+
 A reload is through, whoever does it, when both processes that served before are gone and two others have booted: each
 process of an app adds its pid to a file when it is about to serve. A program that says itself when it is through is
 waited for too: `pm2 reload` ends then, and uWSGI's log tells of its chain.
@@ -26,6 +29,8 @@ from .servers import Server
 WORKERS, LOOPS = 2, 8
 SHARED, PER_WORKER = "panzer -n 2", "panzer, per-worker"
 BOOTS = {"an app that boots at once": 0, "an app that takes 2 s to boot": 2}
+SLOW = 2
+KILLED = (SHARED, PER_WORKER, "gunicorn", "uWSGI", "pm2 cluster")  # of the others a kill means something else
 RELOAD_TIMEOUT = 40  # seconds; nobody whose reloads work comes near it
 
 # How long the steady load is looked at at the most, in seconds: a longer look sees longer stalls, so that this favours
@@ -140,6 +145,7 @@ def runs(pid):
 
 
 def seconds_of_reload(number, server, reload, directory):
+    """How long a reload takes."""
     before, start = ready_pids(directory), time.monotonic()
 
     def through():
@@ -151,17 +157,30 @@ def seconds_of_reload(number, server, reload, directory):
     return time.monotonic() - start
 
 
+def seconds_of_crash(number, _server, _reload, directory):
+    """How long it takes after a kill of one process until as many serve again."""
+    before, start = ready_pids(directory), time.monotonic()
+    os.kill(max(before), signal.SIGKILL)
+
+    def through():
+        now = ready_pids(directory)
+        return len(now) == WORKERS and max(before) not in now
+
+    wait_until(through, RELOAD_TIMEOUT, f"crash {number} is over")
+    return time.monotonic() - start
+
+
 Taken = collections.namedtuple("Taken", "reloading steady seconds")
 
 
-def take(client, contender, boot, reloads, directory):
+def take(client, contender, boot, times, directory, seconds_of=seconds_of_reload):
     command, reload, _ = contender
     server = Server(command(), os.path.join(directory, "log"), environment(directory, boot))
     wait_until(lambda: len(ready_pids(directory)) == WORKERS, 15, f"{WORKERS} processes serve")
     load = Client(client, server, directory)
     start = time.monotonic()
     time.sleep(0.5)
-    seconds = [seconds_of_reload(1 + number, server, reload, directory) for number in range(reloads)]
+    seconds = [seconds_of(1 + number, server, reload, directory) for number in range(times)]
     time.sleep(0.5)
     lasted = time.monotonic() - start
     reloading = load.stop()
@@ -177,18 +196,24 @@ def measure_reloads(report, programs, reloads, temporary):
     except LookupError as missing:
         client, absent = None, f"absent ({missing})"
     taken = {}
-    for words, boot in BOOTS.items():
+    parts = [(f"{reloads} reloads of {words}", boot, reloads, seconds_of_reload) for words, boot in BOOTS.items()]
+    crashes = max(1, reloads // 2)
+    parts.append((f"{crashes} crashes of an app that takes 2 s to boot", SLOW, crashes, seconds_of_crash))
+    for words, boot, times, seconds_of in parts:
         report.table(
-            f"{reloads} reloads of {words}, {WORKERS} processes, short connections, {LOOPS} loops",
-            ["requests", "lost", "stall, ms", "steady, ms", "s a reload"],
+            f"{words}, {WORKERS} processes, short connections, {LOOPS} loops",
+            ["requests", "lost", "stall, ms", "steady, ms", "s each"],
         )
         for name in contenders(programs, ""):
+            if seconds_of is seconds_of_crash and name not in KILLED:
+                continue
             directory = tempfile.mkdtemp(dir=temporary)
             contender = contenders(programs, directory)[name]
             try:
                 if not client:
                     raise LookupError
-                taken[name, boot] = one = take(client, contender, boot, reloads, directory)
+                one = take(client, contender, boot, times, directory, seconds_of)
+                taken[name, boot, seconds_of] = one
                 figures = [one.reloading.requests, one.reloading.lost, one.reloading.stall, one.steady.stall]
                 report.cells(name, [*figures, median(one.seconds)], note(contender, one))
             except LookupError as missing:
@@ -198,7 +223,16 @@ def measure_reloads(report, programs, reloads, temporary):
             finally:
                 kill_everything()
     for name in (SHARED, PER_WORKER):
-        budgets(report, name, [taken.get((name, boot)) for boot in BOOTS.values()])
+        budgets(report, name, [taken.get((name, boot, seconds_of_reload)) for boot in BOOTS.values()])
+        report.budget(
+            f"{name}, stall that crashes add with a 2 s boot, ms",
+            added_stall(taken.get((name, SLOW, seconds_of_crash))),
+            STALL_BUDGET,
+        )
+
+
+def added_stall(one):
+    return max(0, one.reloading.stall - one.steady.stall) if one else None
 
 
 def note(contender, one):
@@ -211,6 +245,4 @@ def budgets(report, name, taken):
     whole = None not in taken
     lost = sum(one.reloading.lost for one in taken) if whole else None
     report.budget(f"{name}, requests lost in reloads", lost, 0)
-    slow = taken[-1]
-    added = max(0, slow.reloading.stall - slow.steady.stall) if slow else None
-    report.budget(f"{name}, stall that reloads add with a 2 s boot, ms", added, STALL_BUDGET)
+    report.budget(f"{name}, stall that reloads add with a 2 s boot, ms", added_stall(taken[-1]), STALL_BUDGET)
