@@ -99,7 +99,8 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 /// What comes before the first such byte, and what after it.
-fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
+#[must_use]
+pub fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
     let (before, after) = text.split_at_checked(text.bytes().position(|byte| byte == at)?)?;
     Some((before, after.get(1..)?))
 }

@@ -133,29 +133,31 @@ pub(super) fn find(given: &Given, variable: Variables<'_>) -> Result<Server, Fai
         return Server::named(0, &path);
     }
     let mut cause = "none listens here; panzer does with -n".to_owned();
-    let mut found = Vec::new();
     let named = variable("PANZER_PID").and_then(|pid| pid_of(pid.to_str()?)).unwrap_or(1);
-    for stage in 0..3 {
-        let candidates = match stage {
-            0 => vec![named],
-            1 => vec![1],
-            _ => listening(&read_file(Path::new("/proc/net/unix")).unwrap_or_default(), own_namespace()),
-        };
-        for pid in candidates {
-            match Server::new(pid, none) {
-                Ok(server) => found.push(server),
-                Err(Miss::Nobody) => {}
-                Err(Miss::Because(why)) => cause = format!("pid {pid}: {why}"),
-            }
-        }
-        if found.len() > 1 {
-            return Err(Failure::new("choose a panzer", &choices(&found)));
-        }
+    let mut found = Vec::new();
+    for pid in [named, 1] {
+        visit(pid, &mut found, &mut cause);
         if let Some(server) = found.pop() {
             return Ok(server);
         }
     }
-    Err(Failure::new("find a panzer", &cause))
+    for pid in listening(&read_file(Path::new("/proc/net/unix")).unwrap_or_default(), own_namespace()) {
+        visit(pid, &mut found, &mut cause);
+    }
+    if found.len() > 1 {
+        return Err(Failure::new("choose a panzer", &choices(&found)));
+    }
+    found.pop().ok_or_else(|| Failure::new("find a panzer", &cause))
+}
+
+/// Keeps the panzer with this pid, or why it may not be asked, if there is one.
+#[inline(never)]
+fn visit(pid: i32, found: &mut Vec<Server>, cause: &mut String) {
+    match Server::new(pid, OsStr::new("")) {
+        Ok(server) => found.push(server),
+        Err(Miss::Nobody) => {}
+        Err(Miss::Because(why)) => *cause = format!("pid {pid}: {why}"),
+    }
 }
 
 fn pid_of(text: &str) -> Option<i32> {

@@ -4,7 +4,7 @@
 //! key, a signal, panzer's answer, the time.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
@@ -17,7 +17,7 @@ use super::table::{self, View};
 use super::target::Server;
 use super::{Failure, Variables};
 use crate::error::{Status, cause};
-use crate::linux::{self, Modes, SignalSource};
+use crate::linux::{self, Instant, Modes, SignalSource};
 use crate::signals::Signal;
 
 /// How long one status is shown.
@@ -122,14 +122,16 @@ fn watch(server: &mut Server, screen: &Screen, is_colourful: bool) -> Result<(),
     let (mut before, mut document) = (String::new(), String::new());
     let mut asked: Option<Connection> = None;
     // When panzer must have said more, or is to be asked again.
-    let mut deadline = Instant::now();
+    let start = Instant::now();
+    let mut deadline = Duration::ZERO;
     loop {
         let signals = screen.signals.descriptor();
         let socket = asked.as_ref().map_or(signals, |asked| asked.socket().as_fd());
         let mut ready =
             [screen.terminal.as_fd(), signals, socket].map(|from| PollFd::from_borrowed_fd(from, PollFlags::IN));
-        let _ = poll(&mut ready, Some(&timespec(deadline.saturating_duration_since(Instant::now()))));
+        let _ = poll(&mut ready, Some(&timespec(deadline.saturating_sub(start.elapsed()))));
         let [key, signal, answer] = ready.map(|descriptor| !descriptor.revents().is_empty());
+        let now = start.elapsed();
         if signal {
             for signal in screen.signals.read() {
                 if [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT].contains(&signal) {
@@ -146,19 +148,19 @@ fn watch(server: &mut Server, screen: &Screen, is_colourful: bool) -> Result<(),
             Some(mut connection) if answer => {
                 if connection.more()? {
                     asked = Some(connection);
-                    deadline = Instant::now() + Duration::from_secs(LIMIT.into());
+                    deadline = now + Duration::from_secs(LIMIT.into());
                     continue;
                 }
                 connection.begin()?;
                 before = std::mem::replace(&mut document, connection.rest(END)?);
                 screen.draw(&document, &before, is_colourful);
-                deadline = Instant::now() + PERIOD;
+                deadline = now + PERIOD;
             }
-            Some(connection) if Instant::now() >= deadline => return Err(connection.silent()),
+            Some(connection) if now >= deadline => return Err(connection.silent()),
             Some(connection) => asked = Some(connection),
-            None if Instant::now() >= deadline => {
+            None if now >= deadline => {
                 asked = Some(server.send("status")?);
-                deadline = Instant::now() + Duration::from_secs(LIMIT.into());
+                deadline = now + Duration::from_secs(LIMIT.into());
             }
             None => {}
         }

@@ -6,16 +6,18 @@ use super::sys;
 
 /// A moment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Instant(Duration);
+pub struct Instant(Duration);
 
 impl Instant {
     /// The present one.
-    pub(super) fn now() -> Self {
+    #[must_use]
+    pub fn now() -> Self {
         Self(sys::read_clock(libc::CLOCK_MONOTONIC))
     }
 
     /// How long ago it was.
-    pub(super) fn elapsed(self) -> Duration {
+    #[must_use]
+    pub fn elapsed(self) -> Duration {
         sys::read_clock(libc::CLOCK_MONOTONIC).saturating_sub(self.0)
     }
 }

@@ -2,18 +2,53 @@
 //!
 //! Must never look at the system more than once for a worker or a listener.
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::json::Record;
+use super::json::Form;
 use super::observers::View;
-use super::queue_length::{self, QueueLength};
+use super::queue_length;
 use super::sys::Pid;
 use super::usage::Usages;
 use crate::config::VERSION;
 use crate::supervisor::Generation;
-use crate::supervisor::statistics::{BOUNDS, Histogram, RESTARTS};
+use crate::supervisor::statistics::Histogram;
 use crate::supervisor::status::Row;
+
+/// How it begins: panzer itself.
+const OVERVIEW: &str = r##"{"panzer":
+{"version":#,"pid":#,"started_at_seconds":#,"uptime_seconds":#,"state":#,"doing":#,"generation":#,"workers":#,"ready":#,"reload_generation":#,"reload_done":#,"reload_of":#,"reload_result":#,"reload_message":#}
+,"listeners":[
+"##;
+
+/// A listener.
+const LISTENER: &str = r##"{"address":#,"name":#,"origin":#,"queue":#,"queue_limit":#}
+"##;
+
+/// What stands between the last listener and the first worker.
+const WORKERS: &str = "],\"workers\":[\n";
+
+/// A worker.
+const WORKER: &str = r##"{"slot":#,"pid":#,"generation":#,"state":#,"uptime_seconds":#,"restarts":#,"cpu_seconds":#,"memory_bytes":#,"processes":#,"queue":#,"last_end":#,"last_end_reason":#,"last_end_seconds_ago":#,"status":#}
+"##;
+
+/// What has happened so far: the names of `crate::supervisor::statistics::RESTARTS`, and reloads.
+const COUNTS: &str = r##"],"restarts":
+{"exit":#,"failure":#,"signal":#,"cannot_run":#,"not_ready":#,"watchdog":#,"max_age":#,"max_rss":#,"asked":#}
+,"reloads":
+{"ok":#,"failed":#}
+,"histograms":[
+"##;
+
+/// A histogram: the bounds of `crate::supervisor::statistics::BOUNDS` in seconds.
+const HISTOGRAM: &str = r##"{"metric":#,"0.01":#,"0.03":#,"0.1":#,"0.3":#,"1":#,"3":#,"10":#,"30":#,"100":#,"+Inf":#,"sum":#}
+"##;
+
+/// How a reload has ended.
+pub(super) fn result_name(is_ok: bool) -> &'static str {
+    if is_ok { "ok" } else { "failed" }
+}
 
 /// The reload that is under way, or the last one.
 #[derive(Clone, Debug)]
@@ -38,117 +73,118 @@ pub(super) struct Sources<'a> {
 impl Sources<'_> {
     /// Writes it.
     pub(super) fn document(&self) -> String {
-        let mut out = String::from("{\"panzer\":\n");
-        self.push_overview(&mut out);
-        out.push_str("\n,\"listeners\":[\n");
-        self.push_listeners(&mut out);
-        out.push_str("],\"workers\":[\n");
-        for (index, row) in self.view.supervisor.rows().iter().enumerate() {
-            if index > 0 {
-                out.push(',');
-            }
-            self.push_worker(row, &mut out);
-            out.push('\n');
-        }
-        let statistics = self.view.supervisor.statistics();
-        out.push_str("],\"restarts\":\n");
-        let mut record = Record::begin(&mut out);
-        for ((_, name), count) in RESTARTS.iter().zip(statistics.restarts) {
-            record.number(name, Some(count));
-        }
-        record.end();
-        out.push_str("\n,\"reloads\":\n");
-        let mut record = Record::begin(&mut out);
-        record.number("ok", Some(statistics.reloads_ok));
-        record.number("failed", Some(statistics.reloads_failed));
-        record.end();
-        out.push_str("\n,\"histograms\":[\n");
-        push_histogram("time_to_ready_seconds", &statistics.time_to_ready, &mut out);
-        out.push_str("\n,");
-        push_histogram("time_to_stop_seconds", &statistics.time_to_stop, &mut out);
-        out.push_str("\n]}\n");
-        out
-    }
-
-    fn push_overview(&self, out: &mut String) {
-        let overview = self.view.supervisor.overview();
-        let result = self.reload.and_then(|reload| reload.result.as_ref());
-        let mut record = Record::begin(out);
-        record.text("version", Some(VERSION));
-        record.number("pid", Some(Pid::own().number().unsigned_abs().into()));
-        record.seconds("started_at_seconds", Some(self.started_at));
-        record.seconds("uptime_seconds", Some(self.view.now));
-        record.text("state", Some(overview.state));
-        record.text("doing", Some(&overview.doing));
-        record.number("generation", Some(overview.generation.0));
-        record.number("workers", Some(overview.workers.into()));
-        record.number("ready", Some(overview.ready.into()));
-        record.number("reload_generation", self.reload.map(|reload| reload.generation.0));
-        record.number("reload_done", self.reload.map(|reload| reload.progress.0.into()));
-        record.number("reload_of", self.reload.map(|reload| reload.progress.1.into()));
-        record.text("reload_result", result.map(|(is_ok, _)| if *is_ok { "ok" } else { "failed" }));
-        record.text("reload_message", result.map(|(_, message)| message.as_str()));
-        record.end();
-    }
-
-    fn push_listeners(&self, out: &mut String) {
-        let mut separator = "";
-        let mut push = |address: &str, name: Option<&str>, sockets: &[Rc<std::os::fd::OwnedFd>]| {
-            let queues = sockets.iter().map(|socket| queue_length::of(socket));
-            // With a queue for each slot, it is theirs together.
-            let queue = queues.reduce(|sum, queue| {
-                let (sum, queue) = (sum?, queue?);
-                Some(QueueLength { length: sum.length + queue.length, limit: sum.limit + queue.limit })
-            });
-            out.push_str(separator);
-            separator = ",";
-            let mut record = Record::begin(out);
-            record.text("address", Some(address));
-            record.text("name", name);
-            record.text("origin", Some(if name.is_some() { "listen" } else { "shared" }));
-            record.number("queue", queue.flatten().map(|queue| queue.length.into()));
-            record.number("queue_limit", queue.flatten().map(|queue| queue.limit.into()));
-            record.end();
-            out.push('\n');
-        };
+        let mut form = Form::default();
+        self.fill_in_overview(&mut form);
         for listener in self.view.listeners {
-            push(&listener.shown, Some(&listener.name), &listener.sockets);
+            fill_in_listener(&listener.shown, Some(&listener.name), &listener.sockets, &mut form);
         }
-        self.view
-            .ports
-            .into_iter()
-            .for_each(|ports| ports.each_shared(&mut |address, sockets| push(address, None, sockets)));
+        if let Some(ports) = self.view.ports {
+            ports.each_shared(&mut |address, sockets| fill_in_listener(address, None, sockets, &mut form));
+        }
+        form.then(WORKERS);
+        self.view.supervisor.each_row(&mut |row| self.fill_in_worker(row, &mut form));
+        let statistics = self.view.supervisor.statistics();
+        form.then(COUNTS);
+        for count in statistics.restarts {
+            form.number(Some(count));
+        }
+        form.number(Some(statistics.reloads_ok));
+        form.number(Some(statistics.reloads_failed));
+        fill_in_histogram("time_to_ready_seconds", &statistics.time_to_ready, &mut form);
+        fill_in_histogram("time_to_stop_seconds", &statistics.time_to_stop, &mut form);
+        form.then("]}\n");
+        form.finish()
     }
 
-    fn push_worker(&self, row: &Row<'_>, out: &mut String) {
-        let child = self.view.children.of(row.life.worker).filter(|_| row.has_process);
+    fn fill_in_overview(&self, form: &mut Form) {
+        let overview = self.view.supervisor.overview();
+        form.then(OVERVIEW);
+        form.text(Some(VERSION));
+        form.number(Some(Pid::own().number().unsigned_abs().into()));
+        form.seconds(Some(self.started_at));
+        form.seconds(Some(self.view.now));
+        form.text(Some(overview.state));
+        form.text(Some(&overview.doing));
+        form.number(Some(overview.generation.0));
+        form.number(Some(overview.workers.into()));
+        form.number(Some(overview.ready.into()));
+        let (mut progress, mut result) = ([None; 3], (None, None));
+        if let Some(LastReload { generation, progress: (done, of), result: ended }) = self.reload {
+            progress = [Some(generation.0), Some((*done).into()), Some((*of).into())];
+            if let Some((is_ok, message)) = ended {
+                result = (Some(result_name(*is_ok)), Some(message.as_str()));
+            }
+        }
+        for number in progress {
+            form.number(number);
+        }
+        form.text(result.0);
+        form.text(result.1);
+    }
+
+    fn fill_in_worker(&self, row: &Row<'_>, form: &mut Form) {
+        let life = row.life;
+        let child = self.view.children.of(life.worker).filter(|_| row.has_process);
         let usage = child.and_then(|child| self.usages.of(child));
+        form.element(WORKER);
+        form.number(Some(life.worker.slot.into()));
+        form.number(child.map(|child| child.main().number().unsigned_abs().into()));
+        form.number(Some(life.generation.0));
+        form.text(Some(row.state));
+        form.seconds(row.has_process.then(|| self.view.now.saturating_sub(life.began)));
+        form.number(row.slot.map(|slot| slot.restarts));
+        form.seconds(usage.map(|usage| usage.processor));
+        form.number(usage.map(|usage| usage.memory));
+        form.number(usage.map(|usage| usage.processes));
         let queues = self.view.ports.filter(|ports| ports.have_queues() && row.slot.is_some());
-        let mut record = Record::begin(out);
-        record.number("slot", Some(row.life.worker.slot.into()));
-        record.number("pid", child.map(|child| child.main().number().unsigned_abs().into()));
-        record.number("generation", Some(row.life.generation.0));
-        record.text("state", Some(row.state));
-        record.seconds("uptime_seconds", row.age(self.view.now));
-        record.number("restarts", row.slot.map(|slot| slot.restarts));
-        record.seconds("cpu_seconds", usage.map(|usage| usage.processor));
-        record.number("memory_bytes", usage.map(|usage| usage.memory));
-        record.number("processes", usage.map(|usage| usage.processes));
-        record.number("queue", queues.map(|ports| ports.waiting_for(row.life.worker.slot).into()));
-        record.text("last_end", row.last_end.map(|end| end.text.as_str()));
-        record.text("last_end_reason", row.last_end.map(|end| end.cause.name()));
-        record.seconds("last_end_seconds_ago", row.last_end.map(|end| self.view.now.saturating_sub(end.at)));
-        record.text("status", row.life.status.as_deref());
-        record.end();
+        form.number(queues.map(|ports| ports.waiting_for(life.worker.slot).into()));
+        form.text(row.last_end.map(|end| end.text.as_str()));
+        form.text(row.last_end.map(|end| end.cause.name()));
+        form.seconds(row.last_end.map(|end| self.view.now.saturating_sub(end.at)));
+        form.text(life.status.as_deref());
     }
 }
 
-fn push_histogram(metric: &str, histogram: &Histogram, out: &mut String) {
-    let mut record = Record::begin(out);
-    record.text("metric", Some(metric));
-    for ((_, bound), count) in BOUNDS.iter().zip(histogram.counts) {
-        record.number(bound, Some(count));
+/// One without a name is shared by workers that bind it.
+fn fill_in_listener(address: &str, name: Option<&str>, sockets: &[Rc<OwnedFd>], form: &mut Form) {
+    let queue = queue_length::of_all(sockets);
+    form.element(LISTENER);
+    form.text(Some(address));
+    form.text(name);
+    form.text(Some(if name.is_some() { "listen" } else { "shared" }));
+    form.number(queue.map(|queue| queue.length.into()));
+    form.number(queue.map(|queue| queue.limit.into()));
+}
+
+fn fill_in_histogram(metric: &str, histogram: &Histogram, form: &mut Form) {
+    form.element(HISTOGRAM);
+    form.text(Some(metric));
+    for count in histogram.counts {
+        form.number(Some(count));
     }
-    record.seconds("sum", Some(histogram.sum));
-    record.end();
+    form.seconds(Some(histogram.sum));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::statistics::{BOUNDS, Cause, RESTARTS};
+
+    /// The names in a layout.
+    fn names(layout: &'static str) -> Vec<&'static str> {
+        layout.split('"').skip(1).step_by(2).collect()
+    }
+
+    #[test]
+    fn what_is_counted_has_a_place_in_the_order_of_its_numbers() {
+        let restarts = RESTARTS.iter().map(|cause| Cause::name(*cause));
+        let expected: Vec<&str> = ["restarts"].into_iter().chain(restarts).collect();
+        assert!(names(COUNTS).starts_with(&expected));
+        let bounds = names(HISTOGRAM);
+        for (name, bound) in bounds.iter().skip(1).zip(BOUNDS) {
+            let known = crate::records::thousandths(name).unwrap_or(u64::MAX);
+            assert_eq!(known, bound, "{name}");
+        }
+        assert_eq!(bounds.len(), BOUNDS.len() + 2);
+    }
 }

@@ -1,76 +1,83 @@
-//! Writes flat JSON records. Must never write a number that is not a plain decimal.
+//! Writes JSON by layouts. Must never write a number that is not a plain decimal.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-/// Appends a text in quotes, with escapes for what JSON does not let stand.
-fn push_text(out: &mut String, text: &str) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => {
-                out.push('\\');
-                out.push(c);
-            }
-            c if c < ' ' => {
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
-            }
-            c => out.push(c),
+use crate::records::cut;
+
+/// Fills in layouts: texts with a `#` in the place of each value.
+#[derive(Default)]
+pub(super) struct Form {
+    out: String,
+    /// What is still to be written of the layout.
+    layout: &'static str,
+}
+
+impl Form {
+    /// Goes on with this layout after the last value of the one before.
+    pub(super) fn then(&mut self, layout: &'static str) {
+        self.advance();
+        self.layout = layout;
+    }
+
+    /// As [`Form::then`], with a comma unless a list begins with it.
+    pub(super) fn element(&mut self, layout: &'static str) {
+        self.then(layout);
+        if !self.out.ends_with("[\n") {
+            self.out.push(',');
         }
     }
-    out.push('"');
-}
 
-/// One record.
-pub(super) struct Record<'a> {
-    out: &'a mut String,
-    separator: char,
-}
-
-impl<'a> Record<'a> {
-    /// Begins a record at the end of `out`.
-    pub(super) fn begin(out: &'a mut String) -> Self {
-        Self { out, separator: '{' }
+    /// Writes what stands before the next value.
+    #[inline(never)]
+    fn advance(&mut self) {
+        let (before, after) = cut(self.layout, b'#').unwrap_or((self.layout, ""));
+        self.out.push_str(before);
+        self.layout = after;
     }
 
-    fn name(&mut self, name: &str) -> &mut String {
-        self.out.push(self.separator);
-        self.separator = ',';
-        push_text(self.out, name);
-        self.out.push(':');
+    /// A text in quotes, with escapes for what JSON does not let stand; or null.
+    #[inline(never)]
+    pub(super) fn text(&mut self, value: Option<&str>) {
+        let Some(text) = value else { return self.number(None) };
+        self.advance();
+        self.out.push('"');
+        for c in text.chars() {
+            if c < ' ' {
+                let _ = write!(self.out, "\\u{:04x}", u32::from(c));
+                continue;
+            }
+            if matches!(c, '"' | '\\') {
+                self.out.push('\\');
+            }
+            self.out.push(c);
+        }
+        self.out.push('"');
+    }
+
+    /// A number, or null.
+    #[inline(never)]
+    pub(super) fn number(&mut self, value: Option<u64>) {
+        self.advance();
+        let _ = match value {
+            Some(number) => write!(self.out, "{number}"),
+            None => self.out.write_str("null"),
+        };
+    }
+
+    /// A time in seconds, or null.
+    #[inline(never)]
+    pub(super) fn seconds(&mut self, value: Option<Duration>) {
+        self.number(value.map(|time| time.as_secs()));
+        if let Some(time) = value {
+            let _ = write!(self.out, ".{:03}", time.subsec_millis());
+        }
+    }
+
+    /// All that was written, and the end of the layout.
+    pub(super) fn finish(mut self) -> String {
+        self.advance();
         self.out
-    }
-
-    /// A field with a text, or null.
-    pub(super) fn text(&mut self, name: &str, value: Option<&str>) {
-        let out = self.name(name);
-        match value {
-            Some(text) => push_text(out, text),
-            None => out.push_str("null"),
-        }
-    }
-
-    /// A field with a number, or null.
-    pub(super) fn number(&mut self, name: &str, value: Option<u64>) {
-        let out = self.name(name);
-        let _ = match value {
-            Some(number) => write!(out, "{number}"),
-            None => out.write_str("null"),
-        };
-    }
-
-    /// A field with a time in seconds, or null.
-    pub(super) fn seconds(&mut self, name: &str, value: Option<Duration>) {
-        let out = self.name(name);
-        let _ = match value {
-            Some(time) => write!(out, "{}.{:03}", time.as_secs(), time.subsec_millis()),
-            None => out.write_str("null"),
-        };
-    }
-
-    /// Ends the record.
-    pub(super) fn end(self) {
-        self.out.push('}');
     }
 }
 
@@ -79,16 +86,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_one_line_of_json() {
-        let mut out = String::new();
-        let mut record = Record::begin(&mut out);
-        record.text("a\"b", Some("x\n\\\u{1b}é"));
-        record.number("n", Some(7));
-        record.seconds("s", Some(Duration::from_millis(61_005)));
-        record.text("none", None);
-        record.number("no number", None);
-        record.end();
-        let expected = r#"{"a\"b":"x\u000a\\\u001bé","n":7,"s":61.005,"none":null,"no number":null}"#;
-        assert_eq!(out, expected);
+    fn a_layout_is_filled_in_from_its_start() {
+        let mut form = Form::default();
+        form.then(r##"{"a":#,"n":#"##);
+        form.text(Some("x\n\"\\\u{1b}é#"));
+        form.number(Some(7));
+        form.then(r##","s":#,"none":#,"no number":#,"list":["##);
+        form.seconds(Some(Duration::from_millis(61_005)));
+        form.text(None);
+        form.number(None);
+        form.then("\n");
+        form.element("#");
+        form.number(Some(1));
+        form.element("#");
+        form.seconds(None);
+        form.then("]}");
+        let expected = r#"{"a":"x\u000a\"\\\u001bé#","n":7,"s":61.005,"none":null,"no number":null,"list":["#;
+        assert_eq!(form.finish(), format!("{expected}\n1,null]}}"));
     }
 }

@@ -9,7 +9,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
 
 use super::clock;
-use super::json::Record;
+use super::json::Form;
 use crate::config::LogFormat;
 use crate::supervisor::report::{Level, Report};
 
@@ -110,23 +110,29 @@ fn write_at_once(line: &[u8]) -> bool {
 
 /// `lost`: how many lines before this one nobody has taken.
 fn json(level: Level, event: &str, slot: Option<u32>, pid: Option<i32>, text: &str, lost: u64) -> String {
-    let mut line = String::new();
-    let mut record = Record::begin(&mut line);
-    record.seconds("ts", Some(clock::since_epoch()));
-    record.text("level", Some(level.name()));
-    record.text("event", Some(event));
-    let known = [("slot", slot.map(u64::from)), ("pid", pid.map(|pid| pid.unsigned_abs().into()))];
-    for (name, value) in known.into_iter().filter(|(_, value)| value.is_some()) {
-        record.number(name, value);
+    let mut form = Form::default();
+    form.then("{\"ts\":#,\"level\":#,\"event\":#");
+    form.seconds(Some(clock::since_epoch()));
+    form.text(Some(level.name()));
+    form.text(Some(event));
+    if slot.is_some() {
+        form.then(",\"slot\":#");
+        form.number(slot.map(u64::from));
+    }
+    if let Some(pid) = pid {
+        form.then(",\"pid\":#");
+        form.number(Some(pid.unsigned_abs().into()));
     }
     // The text is cut to 600 characters, so that the line stays whole JSON below the longest line, whatever is escaped.
     let end = text.char_indices().nth(600).map_or(text.len(), |(end, _)| end);
-    record.text("message", text.get(..end));
+    form.then(",\"message\":#");
+    form.text(text.get(..end));
     if lost > 0 {
-        record.number("lost", Some(lost));
+        form.then(",\"lost\":#");
+        form.number(Some(lost));
     }
-    record.end();
-    line
+    form.then("}");
+    form.finish()
 }
 
 #[cfg(test)]

@@ -77,6 +77,7 @@ pub fn print(text: &str) -> std::io::Result<()> {
 }
 
 pub use check::check;
+pub use clock::Instant;
 pub use event_loop::Running;
 pub use files::read as read_file;
 pub use log::Log;

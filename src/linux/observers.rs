@@ -10,8 +10,8 @@ use rustix::event::epoll;
 use super::children::Children;
 use super::clock;
 use super::control::{Control, Request};
-use super::document::{LastReload, Sources};
-use super::json::Record;
+use super::document::{LastReload, Sources, result_name};
+use super::json::Form;
 use super::listen::Listener;
 use super::metrics::{Server, Wish};
 use super::ports::Ports;
@@ -176,13 +176,12 @@ impl Observers {
 
     /// A reload has ended, and `text` says how.
     pub(super) fn reload_ended(&mut self, generation: Generation, is_ok: bool, text: String) {
-        let mut line = String::new();
-        let mut record = Record::begin(&mut line);
-        record.number("generation", Some(generation.0));
-        record.text("result", Some(if is_ok { "ok" } else { "failed" }));
-        record.text("message", Some(&text));
-        record.end();
-        line.push('\n');
+        let mut form = Form::default();
+        form.then("{\"generation\":#,\"result\":#,\"message\":#}\n");
+        form.number(Some(generation.0));
+        form.text(Some(result_name(is_ok)));
+        form.text(Some(&text));
+        let line = form.finish();
         self.control.iter_mut().for_each(|control| control.reload_ended(Some((generation, &line))));
         let reload = self.reload.take().filter(|reload| reload.generation == generation);
         let (done, of) = reload.map_or((0, 0), |reload| reload.progress);

@@ -1,13 +1,14 @@
-//! How many connections wait at a listener, and how many may.
+//! How many connections wait at a listener, and how many may. The kernels that panzer is built for are little-endian.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
 
 use super::sys;
 
 /// The queue of a listener.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct QueueLength {
     /// So many wait.
     pub(super) length: u32,
@@ -15,12 +16,19 @@ pub(super) struct QueueLength {
     pub(super) limit: u32,
 }
 
-/// That of a listener; `None`: it has none, or the kernel does not tell.
-pub(super) fn of(listener: &OwnedFd) -> Option<QueueLength> {
-    of_port(listener).or_else(|| of_path(listener))
+/// That of these listeners together; `None`: they have none, or the kernel does not tell.
+pub(super) fn of_all(listeners: &[Rc<OwnedFd>]) -> Option<QueueLength> {
+    let mut all = QueueLength::default();
+    for listener in listeners {
+        let one = of_port(listener).or_else(|| of_path(listener))?;
+        all.length += one.length;
+        all.limit += one.limit;
+    }
+    listeners.first().map(|_| all)
 }
 
 /// `tcp_get_info` (net/ipv4/tcp.c) tells a listener's queue as `tcpi_unacked` and its limit as `tcpi_sacked`.
+#[inline(never)]
 pub(super) fn of_port(listener: &OwnedFd) -> Option<QueueLength> {
     const UNACKED_AT: usize = 24;
     let mut info = [0; UNACKED_AT + 2 * size_of::<u32>()];
@@ -30,26 +38,17 @@ pub(super) fn of_port(listener: &OwnedFd) -> Option<QueueLength> {
 
 /// A UNIX listener's is told by `sock_diag(7)` alone, by the number of its inode.
 fn of_path(listener: &OwnedFd) -> Option<QueueLength> {
-    const REQUEST: u16 = 1; // NLM_F_REQUEST
-    const LISTENING: u32 = 1 << 10; // TCP_LISTEN
-    const SHOW_QUEUE: u32 = 0x10; // UDIAG_SHOW_RQLEN
+    /// `struct nlmsghdr`: length, type (SOCK_DIAG_BY_FAMILY), flags (NLM_F_REQUEST), sequence, port.
+    const HEADER: [u8; 16] = [40, 0, 0, 0, 20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    /// `struct unix_diag_req`: family (AF_UNIX), protocol, padding, states (TCP_LISTEN); then comes the inode's number.
+    const OF: [u8; 8] = [1, 0, 0, 0, 0, 4, 0, 0];
+    /// What to show (UDIAG_SHOW_RQLEN), and a cookie (any).
+    const SHOW: [u8; 12] = [0x10, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255];
     /// `struct nlmsghdr`, `struct unix_diag_msg`, `struct rtattr`: the two numbers come after these.
     const ANSWER_AT: usize = 16 + 16 + 4;
-    const QUEUE_ATTRIBUTE: [u8; 2] = 4_u16.to_ne_bytes(); // UNIX_DIAG_RQLEN
+    const QUEUE_ATTRIBUTE: [u8; 2] = 4_u16.to_le_bytes(); // UNIX_DIAG_RQLEN
     let inode = u32::try_from(rustix::fs::fstat(listener).ok()?.st_ino).ok()?;
-    let length: u32 = 16 + 24;
-    let family = u8::try_from(libc::AF_UNIX).ok()?;
-    let mut request = Vec::new();
-    // struct nlmsghdr: length, type, flags, sequence, port
-    request.extend(length.to_ne_bytes());
-    request.extend(20_u16.to_ne_bytes()); // SOCK_DIAG_BY_FAMILY
-    request.extend(REQUEST.to_ne_bytes());
-    request.extend([0; 8]);
-    // struct unix_diag_req: family, protocol, padding, states, inode, what to show, cookie (any)
-    request.extend([family, 0, 0, 0]);
-    for number in [LISTENING, inode, SHOW_QUEUE, u32::MAX, u32::MAX] {
-        request.extend(number.to_ne_bytes());
-    }
+    let request = [&HEADER[..], &OF, &inode.to_le_bytes(), &SHOW].concat();
     let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG));
     let socket = socket.ok()?;
     send(&socket, &request, SendFlags::DONTWAIT).ok()?;
@@ -61,12 +60,16 @@ fn of_path(listener: &OwnedFd) -> Option<QueueLength> {
 }
 
 fn pair(bytes: &[u8], at: usize) -> Option<QueueLength> {
-    let number = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
+    let number = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
     Some(QueueLength { length: number(at)?, limit: number(at + 4)? })
 }
 
 #[cfg(test)]
 mod tests {
+    fn of(listener: impl Into<OwnedFd>) -> Option<QueueLength> {
+        of_all(&[Rc::new(listener.into())])
+    }
+
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::{UnixListener, UnixStream};
 
@@ -76,18 +79,18 @@ mod tests {
     fn connections_that_wait_are_counted() {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let _clients = [(); 2].map(|()| TcpStream::connect(tcp.local_addr().unwrap()).unwrap());
-        let tcp = of(&tcp.into()).unwrap();
+        let tcp = of(tcp).unwrap();
         assert!(tcp.length == 2 && tcp.limit >= 2, "{tcp:?}");
         let path = std::env::temp_dir().join(format!("panzer-queue-{}", std::process::id()));
         let unix = UnixListener::bind(&path).unwrap();
         let _clients = [(); 3].map(|()| UnixStream::connect(&path).unwrap());
         std::fs::remove_file(&path).unwrap();
-        let unix = of(&unix.into()).unwrap();
+        let unix = of(unix).unwrap();
         assert!(unix.length == 3 && unix.limit >= 3, "{unix:?}");
     }
 
     #[test]
     fn what_has_no_queue_has_no_length() {
-        assert_eq!(of(&std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into()), None);
+        assert_eq!(of(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()), None);
     }
 }

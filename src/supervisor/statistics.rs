@@ -33,25 +33,36 @@ pub enum Cause {
     Scale,
 }
 
-/// Those that are counted as restarts, by name; reloads have numbers of their own.
-pub const RESTARTS: &[(Cause, &str)] = &[
-    (Cause::Exit, "exit"),
-    (Cause::Failure, "failure"),
-    (Cause::Signal, "signal"),
-    (Cause::CannotRun, "cannot_run"),
-    (Cause::NotReady, "not_ready"),
-    (Cause::Watchdog, "watchdog"),
-    (Cause::MaxAge, "max_age"),
-    (Cause::MaxRss, "max_rss"),
-    (Cause::Asked, "asked"),
+/// Those that are counted as restarts; reloads have numbers of their own.
+pub const RESTARTS: [Cause; 9] = [
+    Cause::Exit,
+    Cause::Failure,
+    Cause::Signal,
+    Cause::CannotRun,
+    Cause::NotReady,
+    Cause::Watchdog,
+    Cause::MaxAge,
+    Cause::MaxRss,
+    Cause::Asked,
 ];
 
 impl Cause {
     /// Its name in the status.
     #[must_use]
     pub fn name(self) -> &'static str {
-        let others = if self == Self::Reload { "reload" } else { "scale" };
-        RESTARTS.iter().find(|(cause, _)| *cause == self).map_or(others, |(_, name)| name)
+        match self {
+            Self::Exit => "exit",
+            Self::Failure => "failure",
+            Self::Signal => "signal",
+            Self::CannotRun => "cannot_run",
+            Self::NotReady => "not_ready",
+            Self::Watchdog => "watchdog",
+            Self::MaxAge => "max_age",
+            Self::MaxRss => "max_rss",
+            Self::Asked => "asked",
+            Self::Reload => "reload",
+            Self::Scale => "scale",
+        }
     }
 
     /// That of a life that ended by itself.
@@ -87,19 +98,8 @@ impl Cause {
     }
 }
 
-/// The upper bounds of a histogram's buckets in milliseconds, and in seconds as they are shown; the last one has none.
-pub const BOUNDS: &[(u64, &str)] = &[
-    (10, "0.01"),
-    (30, "0.03"),
-    (100, "0.1"),
-    (300, "0.3"),
-    (1_000, "1"),
-    (3_000, "3"),
-    (10_000, "10"),
-    (30_000, "30"),
-    (100_000, "100"),
-    (u64::MAX, "+Inf"),
-];
+/// The upper bounds of a histogram's buckets in milliseconds; the last one has none.
+pub const BOUNDS: [u64; 10] = [10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, u64::MAX];
 
 /// How long something took, each time.
 #[derive(Clone, Debug, Default)]
@@ -114,8 +114,10 @@ impl Histogram {
     /// It has taken so long once more.
     pub fn add(&mut self, time: Duration) {
         self.sum += time;
-        let buckets = self.counts.iter_mut().zip(BOUNDS);
-        buckets.filter(|(_, (bound, _))| time <= Duration::from_millis(*bound)).for_each(|(count, _)| *count += 1);
+        let milliseconds = time.as_secs() * 1000 + u64::from(time.subsec_millis());
+        for (count, bound) in self.counts.iter_mut().zip(BOUNDS) {
+            *count += u64::from(milliseconds <= bound);
+        }
     }
 }
 
@@ -137,8 +139,9 @@ pub struct Statistics {
 impl Statistics {
     /// A slot has another worker for this cause.
     pub fn count_restart(&mut self, cause: Cause) {
-        let counts = self.restarts.iter_mut().zip(RESTARTS);
-        counts.filter(|(_, (known, _))| *known == cause).for_each(|(count, _)| *count += 1);
+        for (count, known) in self.restarts.iter_mut().zip(RESTARTS) {
+            *count += u64::from(known == cause);
+        }
     }
 }
 

@@ -2,8 +2,6 @@
 //!
 //! Pure. Must never change anything; processes and their use of the machine are `linux`'s to add.
 
-use std::time::Duration;
-
 use super::report::Workers;
 use super::statistics::Statistics;
 use super::worker::{LastEnd, Life, Slot, State};
@@ -61,26 +59,26 @@ impl Supervisor {
         Overview { state, doing, generation: self.generation, workers: self.wanted, ready }
     }
 
-    /// All lives, slot by slot: the one that has it, the one that is to follow, those that are leaving.
-    #[must_use]
-    pub fn rows(&self) -> Vec<Row<'_>> {
-        let mut rows = Vec::new();
+    /// Shows all lives, slot by slot: the one that has it, the one that is to follow, those that are leaving.
+    pub fn each_row(&self, show: &mut dyn FnMut(&Row<'_>)) {
         for slot in &self.slots {
-            let leaving = self.leaving.iter().filter(|leaving| leaving.worker.slot == slot.number);
+            let mut first = Some(slot);
+            let mut show = |life: &Life, state, has_process| {
+                let last_end = slot.last_end.as_ref().filter(|_| life.worker.life == slot.current.worker.life);
+                show(&Row { life, state, slot: first.take(), has_process, last_end });
+            };
             let is_there = slot.number < self.wanted && self.is_running();
-            let own = slot.lives().filter(|life| is_there || life.has_process());
-            let mut lives: Vec<(&Life, &'static str)> = own.map(|life| (life, state(life))).collect();
-            lives.extend(leaving.map(|leaving| (&leaving.life, "stopping")));
-            let slots_own = slot.current.worker.life;
-            let mut is_first = true;
-            for (life, state) in lives {
-                let has_process = state == "stopping" || life.has_process();
-                let first = std::mem::take(&mut is_first).then_some(slot);
-                let last_end = slot.last_end.as_ref().filter(|_| life.worker.life == slots_own);
-                rows.push(Row { life, state, slot: first, has_process, last_end });
+            for life in slot.lives() {
+                if is_there || life.has_process() {
+                    show(life, state(life), life.has_process());
+                }
+            }
+            for leaving in &self.leaving {
+                if leaving.worker.slot == slot.number {
+                    show(&leaving.life, "stopping", true);
+                }
             }
         }
-        rows
     }
 
     /// What has happened so far.
@@ -96,13 +94,5 @@ fn state(life: &Life) -> &'static str {
         State::Starting { .. } => "starting",
         State::Ready { .. } => "ready",
         State::Ended => "ended",
-    }
-}
-
-impl Row<'_> {
-    /// How long it has been there.
-    #[must_use]
-    pub fn age(&self, now: Duration) -> Option<Duration> {
-        self.has_process.then(|| now.saturating_sub(self.life.began))
     }
 }

@@ -69,14 +69,18 @@ impl World {
 
     /// What a client is told is true.
     pub(super) fn check_status(&self, supervisor: &Supervisor) {
-        let (overview, rows) = (supervisor.overview(), supervisor.rows());
+        let overview = supervisor.overview();
+        let (mut lives, mut firsts) = (Vec::new(), Vec::new());
+        supervisor.each_row(&mut |row| {
+            lives.extend(row.has_process.then_some(row.life.worker));
+            firsts.extend(row.slot.map(|slot| slot.number));
+        });
         self.check(overview.workers == self.wanted || supervisor.is_stopping(), "a wrong number of workers is shown");
         self.check(overview.ready <= overview.workers, "too many are shown as ready");
-        let shown = |worker: &WorkerId| rows.iter().filter(|row| row.has_process && row.life.worker == *worker).count();
+        let shown = |worker: &WorkerId| lives.iter().filter(|shown| *shown == worker).count();
         let is_news = |worker: &WorkerId| self.queue.iter().any(|event| life(event) == Some(*worker));
         let right = self.alive().all(|(worker, one)| one.unkillable || shown(worker) == 1 || is_news(worker));
         self.check(right, "a worker is not shown, or twice");
-        let firsts: Vec<u32> = rows.iter().filter_map(|row| row.slot).map(|slot| slot.number).collect();
         self.check(firsts.is_sorted_by(|one, next| one < next), "a slot is counted twice");
         let histograms = [&supervisor.statistics().time_to_ready, &supervisor.statistics().time_to_stop];
         self.check(histograms.iter().all(|one| one.counts.is_sorted()), "a histogram that is not cumulative");
