@@ -84,4 +84,5 @@ pub use peer::{Peer, limit_waiting, peer_of};
 pub use prepare::prepare;
 pub use signal_source::SignalSource;
 pub use sys::list_arguments;
+pub(crate) use sys::words;
 pub use terminal::Modes;

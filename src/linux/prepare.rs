@@ -26,7 +26,7 @@ use super::sys::{self, StringList};
 use super::users::{self, Credentials};
 use super::{clock, cpus, env_dir, log::Log, processes, terminal};
 use crate::config::{Balance, Config, ControlSocket, MOST_WORKERS, SharePorts, Workers, control_name};
-use crate::error::{Error, Status, Typed, cause};
+use crate::error::{Error, Status, Typed, words};
 use crate::signals::Signal;
 use crate::supervisor::actions::{Action, Actions};
 use crate::supervisor::report::Level;
@@ -58,7 +58,7 @@ pub(super) fn check_command(config: &Config) -> Result<Checked, Error> {
     if config.dir.is_some() {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&directory, flags, Mode::empty()).map_err(|error| {
-            Error::new(format!("change to directory {}", Typed(directory.as_os_str())), cause(&error.into()))
+            Error::new(format!("change to directory {}", Typed(directory.as_os_str())), words(error))
         })?;
     }
     let changes = config.env_dir.as_deref().map_or_else(|| Ok(Vec::new()), |path| env_dir::read(path, path))?;
@@ -89,7 +89,7 @@ fn find(command: &OsStr, directory: &Path, candidates: &[CString]) -> Result<Pat
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             // In a directory of PATH that may not be searched nothing was found.
             Err(Errno::ACCESS) if candidates.len() > 1 && rustix::fs::access(&path, Access::EXISTS).is_err() => {}
-            Err(error) => problem = (cause(&error.into()), Status::CANNOT_EXECUTE),
+            Err(error) => problem = (words(error), Status::CANNOT_EXECUTE),
         }
     }
     Err(problem)
@@ -103,7 +103,7 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     sys::set_ignored(Signal::CHLD, false);
     if let Some(signal) = config.pdeathsig {
         sys::set_parent_death_signal(signal)
-            .map_err(|error| Error::new(format!("use --pdeathsig {signal}"), cause(&error)))?;
+            .map_err(|error| Error::new(format!("use --pdeathsig {signal}"), words(error)))?;
     }
     let inherited = listen::inherit();
     let supervised = config.workers.is_some();
@@ -139,7 +139,7 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     };
     let status_file = file(&config.status_file).as_deref().map(StatusFile::new).transpose()?;
     Running::new(Prepared { decider, launcher, guard, ports, observers, status_file, _pid_file: pid_file, log })
-        .map_err(|error| Error::new("watch for events", cause(&error)))
+        .map_err(|error| Error::new("watch for events", words(error)))
 }
 
 /// How many workers there are to be; `None`: init mode.
@@ -196,13 +196,13 @@ fn raise_descriptor_limit() -> Option<Rlimit> {
 /// Has orphans come to panzer. Where that is not to be had (emulators), panzer is still worth running.
 fn become_subreaper(log: &mut Log) {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
-        let text = format!("cannot become a subreaper: {}; orphans are left to others", cause(&error.into()));
+        let text = format!("cannot become a subreaper: {}; orphans are left to others", words(error));
         log.say(Level::Warning, "no_subreaper", &text);
     }
 }
 
 fn system(action: &str, error: Errno) -> Error {
-    Error::new(action, cause(&error.into()))
+    Error::new(action, words(error))
 }
 
 /// What sends to panzer what workers bind; `None`: they bind for themselves.
@@ -239,7 +239,7 @@ fn control(config: &Config, log: &mut Log) -> Result<Option<Control>, Error> {
         ControlSocket::Abstract => {
             let name = control_name(sys::pid_namespace(), sys::Pid::own().number());
             let control = Control::abstract_name(&name).map_err(|error| {
-                let error = Error::new(format!("listen on @{name}"), cause(&error.into()));
+                let error = Error::new(format!("listen on @{name}"), words(error));
                 log.say(Level::Warning, "no_control", &format!("{error}; going on without panzer ctl"));
             });
             Ok(control.ok())
