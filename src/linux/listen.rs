@@ -98,12 +98,13 @@ impl Listener {
 
 /// Takes over the sockets that whoever started panzer hands down by `LISTEN_FDS`.
 pub(super) fn inherit() -> Vec<Listener> {
-    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    let text = |name| sys::variable(name)?.into_string().ok();
+    let number = |name| text(name)?.parse::<u32>().ok();
     if number("LISTEN_PID") != Some(std::process::id()) {
         return Vec::new();
     }
     let count = number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok()).unwrap_or(0);
-    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names = text("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
     let numbers = FIRST_DESCRIPTOR..FIRST_DESCRIPTOR.saturating_add(count);
     let taken = numbers.map_while(|number| {

@@ -65,7 +65,7 @@ pub(super) fn check_command(config: &Config) -> Result<Checked, Error> {
     let credentials = config.user.as_deref().map(users::look_up).transpose()?;
     let command = config.command.first().map(OsString::as_os_str).unwrap_or_default();
     let changed = changes.iter().find(|(name, _)| name == OsStr::new("PATH")).map(|(_, value)| value.clone());
-    let path = changed.unwrap_or_else(|| std::env::var_os("PATH"));
+    let path = changed.unwrap_or_else(|| sys::variable("PATH"));
     let candidates = candidates(command, path.as_deref());
     let program = find(command, &directory, &candidates)
         .map_err(|(cause, status)| Error::new(format!("run {}", Typed(command)), cause).with_status(status))?;

@@ -233,7 +233,7 @@ impl Launcher {
             None => Vec::new(),
         };
         let path = changes.iter().find(|(name, _)| name == OsStr::new("PATH")).map(|(_, value)| value.clone());
-        let candidates = candidates(&self.command, path.unwrap_or_else(|| std::env::var_os("PATH")).as_deref());
+        let candidates = candidates(&self.command, path.unwrap_or_else(|| sys::variable("PATH")).as_deref());
         let of = OfGeneration {
             generation,
             changes: &changes,
@@ -471,7 +471,9 @@ impl PortFilter {
         let program = if intercept_unlink { &self.program_with_unlink } else { &self.program };
         match sys::install_filter(program) {
             Ok(filter) => send(channel, Step::SharePorts, 0, Some(filter.as_fd())).map_err(failed),
-            Err(error) if self.required || is_transient(error.raw_os_error()) => Err((Step::SharePorts, error.raw_os_error())),
+            Err(error) if self.required || is_transient(error.raw_os_error()) => {
+                Err((Step::SharePorts, error.raw_os_error()))
+            }
             Err(error) => send(channel, Step::SharePorts, error.raw_os_error(), None).map_err(failed),
         }
     }
