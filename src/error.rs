@@ -38,6 +38,13 @@ impl Error {
         Self { action: action.into(), cause: cause.into(), status: Status::REFUSED }
     }
 
+    /// `cannot ACTION OBJECT: CAUSE`. One function for all, so that each refusal is a few bytes where it is made.
+    #[cold]
+    #[inline(never)]
+    pub fn about(action: &str, object: &dyn fmt::Display, cause: String) -> Self {
+        Self::new(format!("{action} {object}"), cause)
+    }
+
     /// The same refusal, with another exit status.
     #[must_use]
     pub fn with_status(self, status: Status) -> Self {

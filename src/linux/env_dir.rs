@@ -23,12 +23,12 @@ pub(super) fn read(directory: &Path, typed: &Path) -> Result<Vec<Change>, Error>
         names.extend((!name.as_bytes().starts_with(b".")).then(|| name.to_owned()));
         true
     })
-    .map_err(|error| Error::new(format!("read --env-dir {}", typed.display()), words(error)))?;
+    .map_err(|error| Error::about("read --env-dir", &typed.display(), words(error)))?;
     names.sort_unstable();
     let mut changes = Vec::new();
     for name in names {
         let value = read_file(directory, &name)
-            .map_err(|cause| Error::new(format!("read --env-dir file {}", typed.join(&name).display()), cause))?;
+            .map_err(|cause| Error::about("read --env-dir file", &typed.join(&name).display(), cause))?;
         changes.push((name, value));
     }
     Ok(changes)

@@ -429,10 +429,8 @@ impl Running {
                 } else {
                     "the command".to_owned()
                 };
-                let why = NotRun {
-                    status: Status::REFUSED,
-                    error: Error::new(format!("start {object}"), words(error)).to_string(),
-                };
+                let why =
+                    NotRun { status: Status::REFUSED, error: Error::about("start", &object, words(error)).to_string() };
                 return self.events.push_back(Event::NotStarted(worker, why));
             }
         };

@@ -121,7 +121,7 @@ pub(super) fn inherit() -> Vec<Listener> {
 /// # Errors
 /// Names the address as typed and why it cannot be bound.
 pub(super) fn open(wanted: &Listen, backlog: u32, queues: Queues) -> Result<Listener, Error> {
-    let refuse = |error: Errno| Error::new(format!("listen on {}", wanted.typed), bind_cause(wanted, error));
+    let refuse = |error: Errno| Error::about("listen on", &wanted.typed, bind_cause(wanted, error));
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     let (sockets, path) = match &wanted.address {
         Address::Tcp(address) => {
@@ -132,7 +132,7 @@ pub(super) fn open(wanted: &Listen, backlog: u32, queues: Queues) -> Result<List
         Address::Udp(address) => (internet(wanted, *address, SocketType::DGRAM, queues).map_err(refuse)?, None),
         Address::Unix(path) => {
             let (socket, path) = bind_path(path, wanted.mode, backlog)
-                .map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))?;
+                .map_err(|problem| Error::about("listen on", &wanted.typed, problem))?;
             (vec![socket], Some(path))
         }
         Address::Abstract(name) => {
@@ -167,7 +167,7 @@ pub(super) fn raise(listeners: Vec<Listener>, lowest: RawFd) -> Result<Vec<Liste
         let raised = listener.sockets.iter().map(|socket| rustix::io::fcntl_dupfd_cloexec(socket, lowest).map(Rc::new));
         let sockets = raised
             .collect::<Result<_, _>>()
-            .map_err(|error| Error::new(format!("listen on {}", listener.shown), words(error)))?;
+            .map_err(|error| Error::about("listen on", &listener.shown, words(error)))?;
         Ok(Listener { sockets, ..listener })
     };
     listeners.into_iter().map(raise_one).collect()
@@ -342,7 +342,7 @@ pub(super) fn server_starter_port(listeners: &[Listener]) -> String {
 /// As [`open`].
 pub(super) fn try_to_open(wanted: &Listen) -> Result<Option<Listener>, Error> {
     let Address::Unix(path) = &wanted.address else { return open(wanted, 1, Queues::One).map(Some) };
-    check_path(path).map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))?;
+    check_path(path).map_err(|problem| Error::about("listen on", &wanted.typed, problem))?;
     Ok(None)
 }
 

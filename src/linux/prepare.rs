@@ -57,9 +57,8 @@ pub(super) fn check_command(config: &Config) -> Result<Checked, Error> {
     let directory = config.dir.as_ref().map_or_else(|| PathBuf::from("."), PathBuf::clone);
     if config.dir.is_some() {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&directory, flags, Mode::empty()).map_err(|error| {
-            Error::new(format!("change to directory {}", Typed(directory.as_os_str())), words(error))
-        })?;
+        rustix::fs::open(&directory, flags, Mode::empty())
+            .map_err(|error| Error::about("change to directory", &Typed(directory.as_os_str()), words(error)))?;
     }
     let changes = config.env_dir.as_deref().map_or_else(|| Ok(Vec::new()), |path| env_dir::read(path, path))?;
     let credentials = config.user.as_deref().map(users::look_up).transpose()?;
@@ -68,7 +67,7 @@ pub(super) fn check_command(config: &Config) -> Result<Checked, Error> {
     let path = changed.unwrap_or_else(|| sys::variable("PATH"));
     let candidates = candidates(command, path.as_deref());
     let program = find(command, &directory, &candidates)
-        .map_err(|(cause, status)| Error::new(format!("run {}", Typed(command)), cause).with_status(status))?;
+        .map_err(|(cause, status)| Error::about("run", &Typed(command), cause).with_status(status))?;
     Ok(Checked { program, changes, credentials })
 }
 
@@ -102,8 +101,7 @@ fn find(command: &OsStr, directory: &Path, candidates: &[CString]) -> Result<Pat
 pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     sys::set_ignored(Signal::CHLD, false);
     if let Some(signal) = config.pdeathsig {
-        sys::set_parent_death_signal(signal)
-            .map_err(|error| Error::new(format!("use --pdeathsig {signal}"), words(error)))?;
+        sys::set_parent_death_signal(signal).map_err(|error| Error::about("use --pdeathsig", &signal, words(error)))?;
     }
     let inherited = listen::inherit();
     let supervised = config.workers.is_some();
@@ -235,11 +233,11 @@ fn control(config: &Config, log: &mut Log) -> Result<Option<Control>, Error> {
         ControlSocket::Off => Ok(None),
         ControlSocket::Path(path) => Control::path(&state_files::absolute("--control", path)?)
             .map(Some)
-            .map_err(|problem| Error::new(format!("use --control {}", path.display()), problem)),
+            .map_err(|problem| Error::about("use --control", &path.display(), problem)),
         ControlSocket::Abstract => {
             let name = control_name(sys::pid_namespace(), sys::Pid::own().number());
             let control = Control::abstract_name(&name).map_err(|error| {
-                let error = Error::new(format!("listen on @{name}"), words(error));
+                let error = Error::about("listen on", &format_args!("@{name}"), words(error));
                 log.say(Level::Warning, "no_control", &format!("{error}; going on without panzer ctl"));
             });
             Ok(control.ok())

@@ -114,6 +114,29 @@ pub fn variable(name: &str) -> Option<OsString> {
     (!value.is_null()).then(|| OsStr::from_bytes(unsafe { CStr::from_ptr(value) }.to_bytes()).to_owned())
 }
 
+/// All of them. What is no `NAME=value` is left out.
+pub(super) fn variables() -> Vec<(OsString, OsString)> {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    let mut all = Vec::new();
+    // SAFETY: the C library sets it before `main`, and nobody changes it.
+    let mut next = unsafe { environ };
+    // SAFETY: it points to an entry of a list that null ends, at the latest to that end.
+    while let Some(entry) = unsafe { next.as_ref() }.filter(|entry| !entry.is_null()) {
+        // SAFETY: each is a C string that lives as long as the process.
+        let entry = unsafe { CStr::from_ptr(*entry) }.to_bytes();
+        // A name may begin with an equals sign, as std has it.
+        let equals = entry.iter().skip(1).position(|byte| *byte == b'=');
+        if let Some((name, [_, value @ ..])) = equals.and_then(|equals| entry.split_at_checked(equals + 1)) {
+            all.push((OsStr::from_bytes(name).to_owned(), OsStr::from_bytes(value).to_owned()));
+        }
+        // SAFETY: this one was not the end.
+        next = unsafe { next.add(1) };
+    }
+    all
+}
+
 /// Opens something harmless as descriptor `number`, the lowest closed one.
 fn fill(number: RawFd) {
     // SAFETY: the path is a C string; `number` is the lowest free descriptor, so that is what open gives.
