@@ -5,6 +5,8 @@
 use std::ffi::OsStr;
 use std::fmt;
 
+use rustix::io::Errno;
+
 /// What panzer exits with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Status(pub u8);
@@ -34,6 +36,13 @@ impl Error {
     /// `cannot ACTION: CAUSE`, status 125. The action holds the value as the user typed it.
     pub fn new(action: impl Into<String>, cause: impl Into<String>) -> Self {
         Self { action: action.into(), cause: cause.into(), status: Status::REFUSED }
+    }
+
+    /// `cannot ACTION OBJECT: CAUSE`. One function for all, so that each refusal is a few bytes where it is made.
+    #[cold]
+    #[inline(never)]
+    pub fn about(action: &str, object: &dyn fmt::Display, cause: String) -> Self {
+        Self::new(format!("{action} {object}"), cause)
     }
 
     /// The same refusal, with another exit status.
@@ -72,12 +81,13 @@ impl fmt::Display for Typed<'_> {
 /// What the system says of an error, without std's `(os error 2)`.
 #[must_use]
 pub fn cause(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let last = text.bytes().rposition(|byte| byte == b'(');
-    match last.and_then(|last| text.split_at_checked(last)) {
-        Some((words, number)) if number.starts_with("(os error ") => words.trim_ascii_end().to_owned(),
-        _ => text,
-    }
+    words(Errno::from_io_error(error).unwrap_or(Errno::IO))
+}
+
+/// The same of an error's number alone.
+#[must_use]
+pub fn words(error: Errno) -> String {
+    crate::linux::words(error)
 }
 
 #[cfg(test)]

@@ -24,9 +24,9 @@ fn start(arguments: Vec<OsString>) -> u8 {
 
 fn run(mut arguments: Vec<OsString>, log: &mut Log) -> Result<Status, Error> {
     if ctl::is_asked_for(&mut arguments) {
-        return Ok(ctl::run(arguments, &|name| std::env::var_os(name)));
+        return Ok(ctl::run(arguments, &linux::variable));
     }
-    let config = cli::parse(arguments, |name| std::env::var_os(name))?;
+    let config = cli::parse(arguments, linux::variable)?;
     *log = Log::new(config.shown_level(), config.log_format);
     match shown(&config)? {
         Some(text) => print(&text),

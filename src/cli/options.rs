@@ -22,9 +22,11 @@ pub enum Takes {
     /// Nothing; panzer prints this instead of running anything. For the command line alone.
     Show(Show),
     /// One value with this name; given again, the last one counts.
-    One(&'static str, fn(&mut Config, &OsStr) -> Read<()>),
+    One(&'static str, fn(&mut Config, &str) -> Read<()>),
+    /// The same for a path, which may be no text.
+    Path(&'static str, fn(&mut Config, &OsStr) -> Read<()>),
     /// One value each time; all of them count.
-    Many(&'static str, fn(&mut Config, &OsStr) -> Read<()>),
+    Many(&'static str, fn(&mut Config, &str) -> Read<()>),
 }
 
 impl Takes {
@@ -33,7 +35,16 @@ impl Takes {
     pub fn value_name(self) -> Option<&'static str> {
         match self {
             Self::Nothing(_) | Self::Show(_) => None,
-            Self::One(name, _) | Self::Many(name, _) => Some(name),
+            Self::One(name, _) | Self::Path(name, _) | Self::Many(name, _) => Some(name),
+        }
+    }
+
+    /// Does what it does with a value; what takes none has none.
+    pub(super) fn set(self, config: &mut Config, value: &OsStr) -> Read<()> {
+        match self {
+            Self::Nothing(_) | Self::Show(_) => Ok(()),
+            Self::Path(_, set) => set(config, value),
+            Self::One(_, set) | Self::Many(_, set) => set(config, value.to_str().ok_or("it is not UTF-8")?),
         }
     }
 }
@@ -63,7 +74,7 @@ impl Opt {
     pub fn variable(&self) -> Option<String> {
         match self.takes {
             Takes::Show(_) => None,
-            Takes::Nothing(_) | Takes::One(..) | Takes::Many(..) => {
+            Takes::Nothing(_) | Takes::One(..) | Takes::Path(..) | Takes::Many(..) => {
                 Some(format!("PANZER_{}", self.long.to_ascii_uppercase().replace('-', "_")))
             }
         }
@@ -83,7 +94,7 @@ pub static OPTIONS: &[Opt] = &[
         short: Some('n'),
         long: "workers",
         takes: Takes::One("N|auto", |config, value| {
-            config.workers = Some(match text(value)? {
+            config.workers = Some(match value {
                 "auto" => Workers::Auto,
                 number => Workers::Count(
                     values::number(number, 1, MOST_WORKERS).map_err(|cause| format!("{cause}, nor \"auto\""))?,
@@ -99,7 +110,7 @@ pub static OPTIONS: &[Opt] = &[
         group: WORKERS,
         short: Some('d'),
         long: "dir",
-        takes: Takes::One("DIR", |config, value| {
+        takes: Takes::Path("DIR", |config, value| {
             config.dir = Some(PathBuf::from(value));
             Ok(())
         }),
@@ -112,7 +123,7 @@ pub static OPTIONS: &[Opt] = &[
         short: Some('u'),
         long: "user",
         takes: Takes::One("USER[:GROUP]", |config, value| {
-            config.user = Some(text(value)?.to_owned());
+            config.user = Some(value.to_owned());
             Ok(())
         }),
         needs_workers: false,
@@ -124,7 +135,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "umask",
         takes: Takes::One("MASK", |config, value| {
-            config.umask = Some(values::octal(text(value)?)?);
+            config.umask = Some(values::octal(value)?);
             Ok(())
         }),
         needs_workers: false,
@@ -135,7 +146,7 @@ pub static OPTIONS: &[Opt] = &[
         group: WORKERS,
         short: None,
         long: "env-dir",
-        takes: Takes::One("DIR", |config, value| {
+        takes: Takes::Path("DIR", |config, value| {
             config.env_dir = Some(PathBuf::from(value));
             Ok(())
         }),
@@ -148,7 +159,7 @@ pub static OPTIONS: &[Opt] = &[
         short: Some('l'),
         long: "listen",
         takes: Takes::Many("[NAME=]ADDR", |config, value| {
-            config.listen.push(values::listen(text(value)?)?);
+            config.listen.push(values::listen(value)?);
             Ok(())
         }),
         needs_workers: false,
@@ -160,7 +171,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "listen-env",
         takes: Takes::One("LIST", |config, value| {
-            config.listen_env = values::listen_env(text(value)?)?;
+            config.listen_env = values::listen_env(value)?;
             Ok(())
         }),
         needs_workers: false,
@@ -172,7 +183,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "backlog",
         takes: Takes::One("N", |config, value| {
-            config.backlog = values::number(text(value)?, 1, 1 << 30)?;
+            config.backlog = values::number(value, 1, 1 << 30)?;
             Ok(())
         }),
         needs_workers: false,
@@ -184,7 +195,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "share-ports",
         takes: Takes::One("WHEN", |config, value| {
-            config.share_ports = match text(value)? {
+            config.share_ports = match value {
                 "auto" => SharePorts::Auto,
                 "on" => SharePorts::On,
                 "off" => SharePorts::Off,
@@ -201,7 +212,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "balance",
         takes: Takes::One("HOW", |config, value| {
-            config.balance = match text(value)? {
+            config.balance = match value {
                 "shared" => Balance::Shared,
                 "per-worker" => Balance::PerWorker,
                 other => return Err(format!("\"{other}\" is neither shared nor per-worker")),
@@ -217,7 +228,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "ready",
         takes: Takes::One("WHEN", |config, value| {
-            config.policy.ready = ready(text(value)?)?;
+            config.policy.ready = ready(value)?;
             Ok(())
         }),
         needs_workers: true,
@@ -229,7 +240,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "ready-timeout",
         takes: Takes::One("T", |config, value| {
-            config.policy.ready_timeout = interval(text(value)?)?;
+            config.policy.ready_timeout = interval(value)?;
             Ok(())
         }),
         needs_workers: true,
@@ -241,7 +252,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "restart",
         takes: Takes::One("WHEN", |config, value| {
-            config.policy.restart = match text(value)? {
+            config.policy.restart = match value {
                 "always" => Restart::Always,
                 "on-failure" => Restart::OnFailure,
                 "never" => Restart::Never,
@@ -258,7 +269,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "backoff",
         takes: Takes::One("MIN:MAX", |config, value| {
-            config.policy.backoff = backoff(text(value)?)?;
+            config.policy.backoff = backoff(value)?;
             Ok(())
         }),
         needs_workers: true,
@@ -270,7 +281,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "stagger",
         takes: Takes::One("T", |config, value| {
-            config.policy.stagger = values::duration(text(value)?)?;
+            config.policy.stagger = values::duration(value)?;
             Ok(())
         }),
         needs_workers: true,
@@ -282,7 +293,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "crash-limit",
         takes: Takes::One("N", |config, value| {
-            config.policy.crash_limit = values::number(text(value)?, 0, u32::MAX)?;
+            config.policy.crash_limit = values::number(value, 0, u32::MAX)?;
             Ok(())
         }),
         needs_workers: true,
@@ -294,7 +305,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "fatal-exit",
         takes: Takes::Many("STATUS", |config, value| {
-            config.policy.fatal_exits.push(values::status(text(value)?)?);
+            config.policy.fatal_exits.push(values::status(value)?);
             Ok(())
         }),
         needs_workers: true,
@@ -306,7 +317,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "stop",
         takes: Takes::One("SCHEDULE", |config, value| {
-            config.stop = Some(Schedule::parse(text(value)?)?);
+            config.stop = Some(Schedule::parse(value)?);
             Ok(())
         }),
         needs_workers: false,
@@ -318,7 +329,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "reload-stop",
         takes: Takes::One("SCHEDULE", |config, value| {
-            config.reload_stop = Some(Schedule::parse(text(value)?)?);
+            config.reload_stop = Some(Schedule::parse(value)?);
             Ok(())
         }),
         needs_workers: true,
@@ -330,7 +341,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "reload-tries",
         takes: Takes::One("N", |config, value| {
-            config.policy.replacement.tries = values::number(text(value)?, 0, u32::MAX)?;
+            config.policy.replacement.tries = values::number(value, 0, u32::MAX)?;
             Ok(())
         }),
         needs_workers: true,
@@ -342,7 +353,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "surge",
         takes: Takes::One("N", |config, value| {
-            config.policy.replacement.surge = values::number(text(value)?, 1, MOST_WORKERS)?;
+            config.policy.replacement.surge = values::number(value, 1, MOST_WORKERS)?;
             Ok(())
         }),
         needs_workers: true,
@@ -354,7 +365,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "kill-old-delay",
         takes: Takes::One("T", |config, value| {
-            config.policy.replacement.kill_old_delay = values::duration(text(value)?)?;
+            config.policy.replacement.kill_old_delay = values::duration(value)?;
             Ok(())
         }),
         needs_workers: true,
@@ -366,7 +377,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "max-age",
         takes: Takes::One("T[~JITTER]", |config, value| {
-            config.policy.max_age = Some(age(text(value)?)?);
+            config.policy.max_age = Some(age(value)?);
             Ok(())
         }),
         needs_workers: true,
@@ -378,7 +389,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "max-rss",
         takes: Takes::One("SIZE", |config, value| {
-            config.policy.max_memory = Some(values::size(text(value)?)?);
+            config.policy.max_memory = Some(values::size(value)?);
             Ok(())
         }),
         needs_workers: true,
@@ -390,7 +401,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "watchdog",
         takes: Takes::One("T", |config, value| {
-            config.policy.watchdog = Some(interval(text(value)?)?);
+            config.policy.watchdog = Some(interval(value)?);
             Ok(())
         }),
         needs_workers: true,
@@ -402,7 +413,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "linger",
         takes: Takes::One("T", |config, value| {
-            config.policy.linger = values::duration(text(value)?)?;
+            config.policy.linger = values::duration(value)?;
             Ok(())
         }),
         needs_workers: false,
@@ -414,7 +425,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "on",
         takes: Takes::Many("SIG=ACTION", |config, value| {
-            let (signal, action) = text(value)?.split_once('=').ok_or("it is not SIG=ACTION")?;
+            let (signal, action) = value.split_once('=').ok_or("it is not SIG=ACTION")?;
             let signal = Signal::parse(signal).ok_or_else(|| format!("\"{signal}\" is not a signal"))?;
             if signal == Signal::KILL || signal == Signal::STOP || signal == Signal::CHLD {
                 return Err(format!("{signal} cannot be given another action"));
@@ -441,8 +452,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "pdeathsig",
         takes: Takes::One("SIG", |config, value| {
-            let name = text(value)?;
-            config.pdeathsig = Some(Signal::parse(name).ok_or_else(|| format!("\"{name}\" is not a signal"))?);
+            config.pdeathsig = Some(Signal::parse(value).ok_or_else(|| format!("\"{value}\" is not a signal"))?);
             Ok(())
         }),
         needs_workers: false,
@@ -454,7 +464,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "ok-exit",
         takes: Takes::Many("STATUS", |config, value| {
-            config.policy.ok_exits.push(values::status(text(value)?)?);
+            config.policy.ok_exits.push(values::status(value)?);
             Ok(())
         }),
         needs_workers: false,
@@ -465,7 +475,7 @@ pub static OPTIONS: &[Opt] = &[
         group: OPERATION,
         short: None,
         long: "control",
-        takes: Takes::One("PATH|off", |config, value| {
+        takes: Takes::Path("PATH|off", |config, value| {
             let is_off = value == "off";
             config.control = if is_off { ControlSocket::Off } else { ControlSocket::Path(PathBuf::from(value)) };
             Ok(())
@@ -479,7 +489,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "metrics",
         takes: Takes::One("ADDR", |config, value| {
-            let wanted = values::listen(text(value)?)?;
+            let wanted = values::listen(value)?;
             if let Address::Udp(_) = wanted.address {
                 return Err("HTTP is not served over UDP".to_owned());
             }
@@ -494,7 +504,7 @@ pub static OPTIONS: &[Opt] = &[
         group: OPERATION,
         short: None,
         long: "pid-file",
-        takes: Takes::One("PATH", |config, value| {
+        takes: Takes::Path("PATH", |config, value| {
             config.pid_file = Some(path(value)?);
             Ok(())
         }),
@@ -506,7 +516,7 @@ pub static OPTIONS: &[Opt] = &[
         group: OPERATION,
         short: None,
         long: "status-file",
-        takes: Takes::One("PATH", |config, value| {
+        takes: Takes::Path("PATH", |config, value| {
             config.status_file = Some(path(value)?);
             Ok(())
         }),
@@ -537,7 +547,7 @@ pub static OPTIONS: &[Opt] = &[
         short: None,
         long: "log-format",
         takes: Takes::One("FORMAT", |config, value| {
-            config.log_format = match text(value)? {
+            config.log_format = match value {
                 "text" => LogFormat::Text,
                 "json" => LogFormat::Json,
                 other => return Err(format!("\"{other}\" is neither text nor json")),
@@ -576,11 +586,6 @@ pub static OPTIONS: &[Opt] = &[
         default: "",
     },
 ];
-
-/// A value that must be text; only paths and the command itself may hold other bytes.
-fn text(value: &OsStr) -> Read<&str> {
-    value.to_str().ok_or_else(|| "it is not UTF-8".to_owned())
-}
 
 fn ready(text: &str) -> Read<Ready> {
     match text.strip_prefix("delay:") {

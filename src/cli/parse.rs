@@ -46,11 +46,14 @@ pub fn parse(
         match option.takes {
             Takes::Nothing(set) => set(&mut config),
             Takes::Show(show) => config.show = Some(show),
-            Takes::One(name, set) | Takes::Many(name, set) => {
+            Takes::One(name, _) | Takes::Path(name, _) | Takes::Many(name, _) => {
                 let value = parser
                     .value()
                     .map_err(|_| Error::new(format!("use --{}", option.long), format!("it needs a value, {name}")))?;
-                set(&mut config, &value).map_err(|cause| bad_value(&format!("--{}", option.long), &value, cause))?;
+                option
+                    .takes
+                    .set(&mut config, &value)
+                    .map_err(|cause| bad_value(&format!("--{}", option.long), &value, cause))?;
             }
         }
     }
@@ -85,11 +88,11 @@ fn apply_variable(config: &mut Config, option: &Opt, name: &str, value: &OsStr) 
             _ => return Err(refuse("write 1 or 0".to_owned())),
         },
         Takes::Show(_) => {}
-        Takes::One(_, set) => set(config, value).map_err(refuse)?,
-        Takes::Many(_, set) => {
+        Takes::One(..) | Takes::Path(..) => option.takes.set(config, value).map_err(refuse)?,
+        Takes::Many(..) => {
             let list = value.to_str().ok_or_else(|| refuse("it is not UTF-8".to_owned()))?;
             for part in list.split_ascii_whitespace() {
-                set(config, OsStr::new(part)).map_err(refuse)?;
+                option.takes.set(config, OsStr::new(part)).map_err(refuse)?;
             }
         }
     }
@@ -204,11 +207,11 @@ mod tests {
     #[test]
     fn the_defaults_that_the_table_prints_are_the_defaults() {
         for option in OPTIONS {
-            if let (Takes::One(_, set), false) =
+            if let (Takes::One(..) | Takes::Path(..), false) =
                 (option.takes, option.default.contains(' ') || option.default.is_empty())
             {
                 let mut config = Config::default();
-                set(&mut config, OsStr::new(option.default)).unwrap();
+                option.takes.set(&mut config, OsStr::new(option.default)).unwrap();
                 config.listen_env.explicit = false;
                 assert_eq!(config, Config::default(), "--{}", option.long);
             }

@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use super::files;
-use crate::error::{Error, cause};
+use crate::error::{Error, words};
 
 /// A variable and its new value; `None` unsets it.
 pub(super) type Change = (OsString, Option<OsString>);
@@ -23,12 +23,12 @@ pub(super) fn read(directory: &Path, typed: &Path) -> Result<Vec<Change>, Error>
         names.extend((!name.as_bytes().starts_with(b".")).then(|| name.to_owned()));
         true
     })
-    .map_err(|error| Error::new(format!("read --env-dir {}", typed.display()), cause(&error.into())))?;
+    .map_err(|error| Error::about("read --env-dir", &typed.display(), words(error)))?;
     names.sort_unstable();
     let mut changes = Vec::new();
     for name in names {
         let value = read_file(directory, &name)
-            .map_err(|cause| Error::new(format!("read --env-dir file {}", typed.join(&name).display()), cause))?;
+            .map_err(|cause| Error::about("read --env-dir file", &typed.join(&name).display(), cause))?;
         changes.push((name, value));
     }
     Ok(changes)
@@ -38,7 +38,7 @@ fn read_file(directory: &Path, name: &OsStr) -> Result<Option<OsString>, String>
     if name.as_bytes().contains(&b'=') {
         return Err("a variable's name holds no \"=\"".to_owned());
     }
-    let content = files::read(&directory.join(name)).map_err(|error| cause(&error.into()))?;
+    let content = files::read(&directory.join(name)).map_err(words)?;
     Ok(value(&content))
 }
 

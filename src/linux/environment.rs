@@ -1,14 +1,14 @@
 //! What a worker's environment holds: panzer's own, less panzer's options, with `--env-dir` and what a worker is told.
 //! Must never change panzer's own environment.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use super::env_dir::{self, Change};
 use super::feedback::Asked;
 use super::listen::{self, Listener};
-use super::sys::StringList;
+use super::sys::{self, StringList};
 use super::users::Credentials;
 use crate::config::ListenEnv;
 use crate::supervisor::Generation;
@@ -71,8 +71,8 @@ pub(super) fn common(from: &EnvironmentSource, of: &OfGeneration<'_>) -> StringL
             || (replaced && is_of_listeners(name))
             || (from.supervised && OF_A_SUPERVISOR.iter().any(|known| name == *known))
     };
-    let mut variables: Vec<(OsString, OsString)> =
-        std::env::vars_os().filter(|(name, _)| !is_not_passed_on(name)).collect();
+    let mut variables = sys::variables();
+    variables.retain(|(name, _)| !is_not_passed_on(name));
     if let Some((name, home)) = of.credentials.and_then(|credentials| credentials.account.as_ref()) {
         for (variable, value) in [("HOME", home), ("USER", name), ("LOGNAME", name)] {
             env_dir::set(&mut variables, OsStr::new(variable), Some(OsStr::new(value)));

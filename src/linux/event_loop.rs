@@ -27,7 +27,7 @@ use super::sys::{self, Pid, Target};
 use super::terminal;
 use super::token::Token;
 use crate::config::VERSION;
-use crate::error::{Error, Status, cause};
+use crate::error::{Error, Status, words};
 use crate::signals::Signal;
 use crate::supervisor::commands::Command;
 use crate::supervisor::report::{Level, Report};
@@ -97,7 +97,7 @@ pub struct Running {
 }
 
 impl Running {
-    pub(super) fn new(prepared: Prepared) -> std::io::Result<Self> {
+    pub(super) fn new(prepared: Prepared) -> Result<Self, Errno> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let signals = SignalSource::new()?;
         epoll::add(&epoll, signals.descriptor(), Token::Signals.to_data(), epoll::EventFlags::IN)?;
@@ -195,7 +195,7 @@ impl Running {
             Err(Errno::INTR) => &[],
             Err(error) => {
                 // Nothing that a healthy kernel says. Signals are read all the same.
-                self.complain("wait for events", &error.into(), "trying again");
+                self.complain("wait for events", error, "trying again");
                 clock::sleep(WAIT_RETRY);
                 self.reap_again = true;
                 &[]
@@ -310,7 +310,8 @@ impl Running {
         self.handle_control();
         self.show(Observers::answer_server);
         if let Err(error) = self.prepared.observers.ensure_server(now, &self.epoll) {
-            self.complain("start the process that serves metrics", &error, "trying again in 1s");
+            let error = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            self.complain("start the process that serves metrics", error, "trying again in 1s");
         }
     }
 
@@ -428,10 +429,8 @@ impl Running {
                 } else {
                     "the command".to_owned()
                 };
-                let why = NotRun {
-                    status: Status::REFUSED,
-                    error: Error::new(format!("start {object}"), cause(&error)).to_string(),
-                };
+                let why =
+                    NotRun { status: Status::REFUSED, error: Error::about("start", &object, words(error)).to_string() };
                 return self.events.push_back(Event::NotStarted(worker, why));
             }
         };
@@ -440,7 +439,7 @@ impl Running {
         for descriptor in spawned.feedback.descriptors() {
             let data = Token::Feedback(pid).to_data();
             if let Err(error) = epoll::add(&self.epoll, descriptor, data, epoll::EventFlags::IN) {
-                self.complain("listen to a worker", &error.into(), "it will not be heard");
+                self.complain("listen to a worker", error, "it will not be heard");
             }
         }
         let (channel, feedback) = (Some(spawned.channel), spawned.feedback);
@@ -452,7 +451,7 @@ impl Running {
             self.guard_died();
         }
         if let Err(error) = added {
-            self.complain("watch a worker's start", &error.into(), "it counts as started");
+            self.complain("watch a worker's start", error, "it counts as started");
             self.events.push_back(Event::Executed(worker));
         }
     }
@@ -469,7 +468,7 @@ impl Running {
                 Some(News::Filter(filter)) => {
                     let slot = child.worker.slot;
                     if let Some(Err(error)) = ports.as_mut().map(|ports| ports.add(now, child.worker, filter)) {
-                        let error = Error::new(format!("watch what worker {slot} binds"), cause(&error.into()));
+                        let error = Error::new(format!("watch what worker {slot} binds"), words(error));
                         log.say(Level::Error, "error", &format!("{error}; its binds will fail"));
                     }
                     continue;
@@ -629,11 +628,11 @@ impl Running {
         match started {
             Ok(guard) => self.guard = Some(guard),
             // Some emulators know only children with an exit signal. Trying again would not help.
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-                self.complain("start the guard", &error, "going on without one");
+            Err(error @ Errno::INVAL) => {
+                self.complain("start the guard", error, "going on without one");
             }
             Err(error) => {
-                self.complain("start the guard", &error, "trying again in 5s");
+                self.complain("start the guard", error, "trying again in 5s");
                 self.guard_at = Some(self.now() + GUARD_RETRY);
             }
         }
@@ -664,8 +663,8 @@ impl Running {
         sys::close_range(first, i32::MAX);
     }
 
-    fn complain(&mut self, action: &str, error: &std::io::Error, next: &str) {
-        let error = Error::new(action, cause(error));
+    fn complain(&mut self, action: &str, error: Errno, next: &str) {
+        let error = Error::new(action, words(error));
         self.prepared.log.say(Level::Error, "error", &format!("{error}; {next}"));
     }
 }

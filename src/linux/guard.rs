@@ -85,7 +85,7 @@ impl Guard {
         settings: &GuardSettings,
         groups: impl Iterator<Item = Pid>,
         log: &mut Log,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self, Errno> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&writer, true)?;
         match sys::fork(None)? {
@@ -104,7 +104,7 @@ impl Guard {
     ///
     /// # Errors
     /// The guard is gone, or does not read.
-    pub(super) fn add(&self, group: Pid) -> std::io::Result<()> {
+    pub(super) fn add(&self, group: Pid) -> Result<(), Errno> {
         self.tell(Message::Add(group))
     }
 
@@ -112,11 +112,11 @@ impl Guard {
     ///
     /// # Errors
     /// As [`Guard::add`].
-    pub(super) fn remove(&self, group: Pid) -> std::io::Result<()> {
+    pub(super) fn remove(&self, group: Pid) -> Result<(), Errno> {
         self.tell(Message::Remove(group))
     }
 
-    fn tell(&self, message: Message) -> std::io::Result<()> {
+    fn tell(&self, message: Message) -> Result<(), Errno> {
         rustix::io::write(&self.pipe, &message.to_bytes())?;
         Ok(())
     }

@@ -21,7 +21,7 @@ use super::own_path::OwnPath;
 use super::socket_options::SocketOptions;
 use super::sys;
 use crate::config::{Address, Listen};
-use crate::error::{Error, cause};
+use crate::error::{Error, words};
 
 /// The number that the first handed-down descriptor has in a worker (`SD_LISTEN_FDS_START`, `sd_listen_fds(3)`).
 pub(super) const FIRST_DESCRIPTOR: RawFd = 3;
@@ -98,12 +98,13 @@ impl Listener {
 
 /// Takes over the sockets that whoever started panzer hands down by `LISTEN_FDS`.
 pub(super) fn inherit() -> Vec<Listener> {
-    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    let text = |name| sys::variable(name)?.into_string().ok();
+    let number = |name| text(name)?.parse::<u32>().ok();
     if number("LISTEN_PID") != Some(std::process::id()) {
         return Vec::new();
     }
     let count = number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok()).unwrap_or(0);
-    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names = text("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
     let numbers = FIRST_DESCRIPTOR..FIRST_DESCRIPTOR.saturating_add(count);
     let taken = numbers.map_while(|number| {
@@ -120,7 +121,7 @@ pub(super) fn inherit() -> Vec<Listener> {
 /// # Errors
 /// Names the address as typed and why it cannot be bound.
 pub(super) fn open(wanted: &Listen, backlog: u32, queues: Queues) -> Result<Listener, Error> {
-    let refuse = |error: Errno| Error::new(format!("listen on {}", wanted.typed), bind_cause(wanted, error));
+    let refuse = |error: Errno| Error::about("listen on", &wanted.typed, bind_cause(wanted, error));
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     let (sockets, path) = match &wanted.address {
         Address::Tcp(address) => {
@@ -131,7 +132,7 @@ pub(super) fn open(wanted: &Listen, backlog: u32, queues: Queues) -> Result<List
         Address::Udp(address) => (internet(wanted, *address, SocketType::DGRAM, queues).map_err(refuse)?, None),
         Address::Unix(path) => {
             let (socket, path) = bind_path(path, wanted.mode, backlog)
-                .map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))?;
+                .map_err(|problem| Error::about("listen on", &wanted.typed, problem))?;
             (vec![socket], Some(path))
         }
         Address::Abstract(name) => {
@@ -166,7 +167,7 @@ pub(super) fn raise(listeners: Vec<Listener>, lowest: RawFd) -> Result<Vec<Liste
         let raised = listener.sockets.iter().map(|socket| rustix::io::fcntl_dupfd_cloexec(socket, lowest).map(Rc::new));
         let sockets = raised
             .collect::<Result<_, _>>()
-            .map_err(|error| Error::new(format!("listen on {}", listener.shown), cause(&error.into())))?;
+            .map_err(|error| Error::about("listen on", &listener.shown, words(error)))?;
         Ok(Listener { sockets, ..listener })
     };
     listeners.into_iter().map(raise_one).collect()
@@ -235,7 +236,6 @@ pub(super) fn another_member(member: &OwnedFd, lowest: RawFd) -> Result<OwnedFd,
 /// Not under a temporary name that is renamed: the socket would then tell everyone who asks (`getsockname(2)`) the
 /// temporary one. The lock on the directory keeps two starting panzers from taking each other for stale.
 pub(super) fn bind_path(path: &Path, mode: Option<u32>, backlog: i32) -> Result<(OwnedFd, OwnPath), String> {
-    let words = |error: Errno| cause(&error.into());
     let directory = path.parent().unwrap_or(Path::new("/"));
     let _lock = lock_directory(directory);
     match look_at(path)? {
@@ -279,7 +279,6 @@ enum AtPath {
 
 /// Says what is at `path`, or why it cannot be had. Never waits, changes nothing.
 fn look_at(path: &Path) -> Result<AtPath, String> {
-    let words = |error: Errno| cause(&error.into());
     match rustix::fs::lstat(path) {
         Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::Socket => {
             return Err("there is a file of another kind at this path".to_owned());
@@ -302,12 +301,12 @@ fn look_at(path: &Path) -> Result<AtPath, String> {
 }
 
 fn bind_cause(wanted: &Listen, error: Errno) -> String {
-    let words = cause(&error.into());
+    let said = words(error);
     let port = match wanted.address {
         Address::Tcp(address) | Address::Udp(address) => address.port(),
         Address::Unix(_) | Address::Abstract(_) => 0,
     };
-    if error == Errno::ACCESS && port > 0 { format!("{words} (ports below 1024 need root)") } else { words }
+    if error == Errno::ACCESS && port > 0 { format!("{said} (ports below 1024 need root)") } else { said }
 }
 
 /// The key of `SERVER_STARTER_PORT` and the address for people, from what the kernel says.
@@ -343,7 +342,7 @@ pub(super) fn server_starter_port(listeners: &[Listener]) -> String {
 /// As [`open`].
 pub(super) fn try_to_open(wanted: &Listen) -> Result<Option<Listener>, Error> {
     let Address::Unix(path) = &wanted.address else { return open(wanted, 1, Queues::One).map(Some) };
-    check_path(path).map_err(|problem| Error::new(format!("listen on {}", wanted.typed), problem))?;
+    check_path(path).map_err(|problem| Error::about("listen on", &wanted.typed, problem))?;
     Ok(None)
 }
 
@@ -354,6 +353,6 @@ pub(super) fn try_to_open(wanted: &Listen) -> Result<Option<Listener>, Error> {
 pub(super) fn check_path(path: &Path) -> Result<(), String> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let may_write = rustix::fs::access(directory, rustix::fs::Access::WRITE_OK)
-        .map_err(|error| format!("{}: {}", directory.display(), cause(&error.into())));
+        .map_err(|error| format!("{}: {}", directory.display(), words(error)));
     may_write.and_then(|()| look_at(path)).map(drop)
 }

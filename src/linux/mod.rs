@@ -84,5 +84,6 @@ pub use log::Log;
 pub use peer::{Peer, limit_waiting, peer_of};
 pub use prepare::prepare;
 pub use signal_source::SignalSource;
-pub use sys::list_arguments;
+pub(crate) use sys::words;
+pub use sys::{list_arguments, variable};
 pub use terminal::Modes;

@@ -26,7 +26,7 @@ use super::sys::{self, StringList};
 use super::users::{self, Credentials};
 use super::{clock, cpus, env_dir, log::Log, processes, terminal};
 use crate::config::{Balance, Config, ControlSocket, MOST_WORKERS, SharePorts, Workers, control_name};
-use crate::error::{Error, Status, Typed, cause};
+use crate::error::{Error, Status, Typed, words};
 use crate::signals::Signal;
 use crate::supervisor::actions::{Action, Actions};
 use crate::supervisor::report::Level;
@@ -57,18 +57,17 @@ pub(super) fn check_command(config: &Config) -> Result<Checked, Error> {
     let directory = config.dir.as_ref().map_or_else(|| PathBuf::from("."), PathBuf::clone);
     if config.dir.is_some() {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&directory, flags, Mode::empty()).map_err(|error| {
-            Error::new(format!("change to directory {}", Typed(directory.as_os_str())), cause(&error.into()))
-        })?;
+        rustix::fs::open(&directory, flags, Mode::empty())
+            .map_err(|error| Error::about("change to directory", &Typed(directory.as_os_str()), words(error)))?;
     }
     let changes = config.env_dir.as_deref().map_or_else(|| Ok(Vec::new()), |path| env_dir::read(path, path))?;
     let credentials = config.user.as_deref().map(users::look_up).transpose()?;
     let command = config.command.first().map(OsString::as_os_str).unwrap_or_default();
     let changed = changes.iter().find(|(name, _)| name == OsStr::new("PATH")).map(|(_, value)| value.clone());
-    let path = changed.unwrap_or_else(|| std::env::var_os("PATH"));
+    let path = changed.unwrap_or_else(|| sys::variable("PATH"));
     let candidates = candidates(command, path.as_deref());
     let program = find(command, &directory, &candidates)
-        .map_err(|(cause, status)| Error::new(format!("run {}", Typed(command)), cause).with_status(status))?;
+        .map_err(|(cause, status)| Error::about("run", &Typed(command), cause).with_status(status))?;
     Ok(Checked { program, changes, credentials })
 }
 
@@ -89,7 +88,7 @@ fn find(command: &OsStr, directory: &Path, candidates: &[CString]) -> Result<Pat
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             // In a directory of PATH that may not be searched nothing was found.
             Err(Errno::ACCESS) if candidates.len() > 1 && rustix::fs::access(&path, Access::EXISTS).is_err() => {}
-            Err(error) => problem = (cause(&error.into()), Status::CANNOT_EXECUTE),
+            Err(error) => problem = (words(error), Status::CANNOT_EXECUTE),
         }
     }
     Err(problem)
@@ -102,8 +101,7 @@ fn find(command: &OsStr, directory: &Path, candidates: &[CString]) -> Result<Pat
 pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     sys::set_ignored(Signal::CHLD, false);
     if let Some(signal) = config.pdeathsig {
-        sys::set_parent_death_signal(signal)
-            .map_err(|error| Error::new(format!("use --pdeathsig {signal}"), cause(&error)))?;
+        sys::set_parent_death_signal(signal).map_err(|error| Error::about("use --pdeathsig", &signal, words(error)))?;
     }
     let inherited = listen::inherit();
     let supervised = config.workers.is_some();
@@ -139,7 +137,7 @@ pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
     };
     let status_file = file(&config.status_file).as_deref().map(StatusFile::new).transpose()?;
     Running::new(Prepared { decider, launcher, guard, ports, observers, status_file, _pid_file: pid_file, log })
-        .map_err(|error| Error::new("watch for events", cause(&error)))
+        .map_err(|error| Error::new("watch for events", words(error)))
 }
 
 /// How many workers there are to be; `None`: init mode.
@@ -196,13 +194,13 @@ fn raise_descriptor_limit() -> Option<Rlimit> {
 /// Has orphans come to panzer. Where that is not to be had (emulators), panzer is still worth running.
 fn become_subreaper(log: &mut Log) {
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
-        let text = format!("cannot become a subreaper: {}; orphans are left to others", cause(&error.into()));
+        let text = format!("cannot become a subreaper: {}; orphans are left to others", words(error));
         log.say(Level::Warning, "no_subreaper", &text);
     }
 }
 
 fn system(action: &str, error: Errno) -> Error {
-    Error::new(action, cause(&error.into()))
+    Error::new(action, words(error))
 }
 
 /// What sends to panzer what workers bind; `None`: they bind for themselves.
@@ -235,11 +233,11 @@ fn control(config: &Config, log: &mut Log) -> Result<Option<Control>, Error> {
         ControlSocket::Off => Ok(None),
         ControlSocket::Path(path) => Control::path(&state_files::absolute("--control", path)?)
             .map(Some)
-            .map_err(|problem| Error::new(format!("use --control {}", path.display()), problem)),
+            .map_err(|problem| Error::about("use --control", &path.display(), problem)),
         ControlSocket::Abstract => {
             let name = control_name(sys::pid_namespace(), sys::Pid::own().number());
             let control = Control::abstract_name(&name).map_err(|error| {
-                let error = Error::new(format!("listen on @{name}"), cause(&error.into()));
+                let error = Error::about("listen on", &format_args!("@{name}"), words(error));
                 log.say(Level::Warning, "no_control", &format!("{error}; going on without panzer ctl"));
             });
             Ok(control.ok())

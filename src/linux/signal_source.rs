@@ -4,6 +4,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
+
 use super::sys::{self, Pid};
 use crate::signals::Signal;
 
@@ -20,7 +22,7 @@ impl SignalSource {
     ///
     /// # Errors
     /// The kernel has no descriptor or no memory.
-    pub fn new() -> std::io::Result<Self> {
+    pub fn new() -> Result<Self, Errno> {
         sys::signal_descriptor().map(Self)
     }
 

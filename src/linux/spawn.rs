@@ -26,7 +26,7 @@ use super::sys::{self, Fork, InitialSignals, Instruction, Pid, Pointers, StringL
 use super::terminal::Terminal;
 use super::users::Credentials;
 use super::{env_dir, ports};
-use crate::error::{Error, Status, cause};
+use crate::error::{Error, Status, words};
 use crate::signals::Signal;
 use crate::supervisor::rotation::QueueState;
 use crate::supervisor::{Generation, NotRun, WorkerId};
@@ -233,7 +233,7 @@ impl Launcher {
             None => Vec::new(),
         };
         let path = changes.iter().find(|(name, _)| name == OsStr::new("PATH")).map(|(_, value)| value.clone());
-        let candidates = candidates(&self.command, path.unwrap_or_else(|| std::env::var_os("PATH")).as_deref());
+        let candidates = candidates(&self.command, path.unwrap_or_else(|| sys::variable("PATH")).as_deref());
         let of = OfGeneration {
             generation,
             changes: &changes,
@@ -273,7 +273,7 @@ impl Launcher {
     ///
     /// # Errors
     /// The kernel gives no channel or no process.
-    pub(super) fn start(&self, birth: &Birth) -> std::io::Result<Spawned> {
+    pub(super) fn start(&self, birth: &Birth) -> Result<Spawned, Errno> {
         let Birth { worker, generation, workers, intercept_unlink } = *birth;
         // A pipe cannot carry a descriptor. Messages stay apart from each other.
         let flags = SocketFlags::CLOEXEC;
@@ -342,7 +342,7 @@ impl Launcher {
             rustix::thread::set_thread_uid(credentials.uid).map_err(at(Step::User))?;
         }
         // After the credentials: the kernel forgets it when they change.
-        sys::set_parent_death_signal(self.parent_death).map_err(|error| (Step::ParentDeath, raw(&error)))?;
+        sys::set_parent_death_signal(self.parent_death).map_err(at(Step::ParentDeath))?;
         // panzer may have died before that. No parent at all means that it is outside of this PID namespace.
         if rustix::process::getppid().is_some_and(|parent| Pid::from(parent) != start.panzer) {
             return Err((Step::NoParent, 0));
@@ -357,7 +357,7 @@ impl Launcher {
         let death_pipe = self.death_pipe.as_ref().map(|pipe| pipe.reader.as_fd());
         let handed_down = sockets.chain(death_pipe).chain(start.pipes.iter().map(AsFd::as_fd));
         for (from, to) in handed_down.zip(FIRST_DESCRIPTOR..) {
-            sys::duplicate_to(from, to).map_err(|error| (Step::Descriptors, raw(&error)))?;
+            sys::duplicate_to(from, to).map_err(at(Step::Descriptors))?;
         }
         if let Some(limit) = self.descriptor_limit {
             setrlimit(Resource::Nofile, limit).map_err(at(Step::Descriptors))?;
@@ -422,7 +422,7 @@ impl Launcher {
             Step::Interpreter => "its interpreter is missing".to_owned(),
             Step::SharePorts => ports::not_shared(&ports::refusal(errno)),
             Step::Directory | Step::User | Step::ParentDeath | Step::NoParent | Step::Descriptors | Step::Execute => {
-                cause(&std::io::Error::from_raw_os_error(errno))
+                words(Errno::from_raw_os_error(errno))
             }
         };
         let error = Error::new(action, words).to_string();
@@ -471,8 +471,10 @@ impl PortFilter {
         let program = if intercept_unlink { &self.program_with_unlink } else { &self.program };
         match sys::install_filter(program) {
             Ok(filter) => send(channel, Step::SharePorts, 0, Some(filter.as_fd())).map_err(failed),
-            Err(error) if self.required || is_transient(raw(&error)) => Err((Step::SharePorts, raw(&error))),
-            Err(error) => send(channel, Step::SharePorts, raw(&error), None).map_err(failed),
+            Err(error) if self.required || is_transient(error.raw_os_error()) => {
+                Err((Step::SharePorts, error.raw_os_error()))
+            }
+            Err(error) => send(channel, Step::SharePorts, error.raw_os_error(), None).map_err(failed),
         }
     }
 }
@@ -502,10 +504,6 @@ pub(super) fn above_handed_down(listeners: usize) -> RawFd {
 /// Whether there is a file that can be seen. Async-signal-safe.
 fn exists(path: &CStr) -> bool {
     rustix::fs::access(path, Access::EXISTS).is_ok()
-}
-
-fn raw(error: &std::io::Error) -> i32 {
-    error.raw_os_error().unwrap_or(0)
 }
 
 /// Where execvp(3) would look for `command`.

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::files;
 use super::log::Log;
 use super::own_path::OwnPath;
-use crate::error::{Error, cause};
+use crate::error::{Error, words};
 use crate::supervisor::report::Level;
 
 /// The file that says which process panzer is. It is locked for as long as panzer lives, so that another one can tell.
@@ -36,7 +36,7 @@ impl PidFile {
             match write(path, &format!("{}\n", std::process::id()), present.is_some()) {
                 Ok((file, own)) => return Ok(Self { _path: own, _file: file }),
                 Err(Errno::EXIST) => {}
-                Err(error) => return Err(Error::new(action(path), cause(&error.into()))),
+                Err(error) => return Err(refused("--pid-file", path, words(error))),
             }
         }
     }
@@ -47,11 +47,11 @@ impl PidFile {
 /// # Errors
 /// panzer's directory is not to be had.
 pub(super) fn absolute(option: &str, path: &Path) -> Result<PathBuf, Error> {
-    files::absolute(path).map_err(|error| Error::new(format!("use {option} {}", path.display()), cause(&error.into())))
+    files::absolute(path).map_err(|error| refused(option, path, words(error)))
 }
 
-fn action(path: &Path) -> String {
-    format!("use --pid-file {}", path.display())
+fn refused(option: &str, path: &Path, cause: String) -> Error {
+    Error::about(&format!("use {option}"), &path.display(), cause)
 }
 
 /// Locks what is at the path, which a dead panzer has left there.
@@ -63,7 +63,7 @@ pub(super) fn lock_present(path: &Path) -> Result<Option<OwnedFd>, Error> {
         let found = match files::open(path, OFlags::RDONLY) {
             Ok(found) => found,
             Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(Error::new(action(path), cause(&error.into()))),
+            Err(error) => return Err(refused("--pid-file", path, words(error))),
         };
         match flock(&found, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => {
@@ -72,7 +72,7 @@ pub(super) fn lock_present(path: &Path) -> Result<Option<OwnedFd>, Error> {
                     .trim_ascii()
                     .parse::<u32>()
                     .map_or("another panzer".to_owned(), |pid| format!("panzer with pid {pid}"));
-                return Err(Error::new(action(path), format!("{who} has it")));
+                return Err(refused("--pid-file", path, format!("{who} has it")));
             }
             // There are file systems that know no locks.
             Err(_) => return Ok(Some(found)),
@@ -89,8 +89,7 @@ pub(super) fn lock_present(path: &Path) -> Result<Option<OwnedFd>, Error> {
 /// It cannot.
 pub(super) fn check(option: &str, path: &Path) -> Result<(), Error> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    rustix::fs::access(directory, rustix::fs::Access::WRITE_OK)
-        .map_err(|error| Error::new(format!("use {option} {}", path.display()), cause(&error.into())))
+    rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).map_err(|error| refused(option, path, words(error)))
 }
 
 /// The file that says which workers there are.
@@ -135,7 +134,7 @@ impl StatusFile {
 }
 
 fn not_written(path: &Path, error: Errno) -> Error {
-    Error::new(format!("write --status-file {}", path.display()), cause(&error.into()))
+    Error::about("write --status-file", &path.display(), words(error))
 }
 
 fn is_at(file: &OwnedFd, path: &Path) -> bool {

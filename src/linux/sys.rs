@@ -4,13 +4,14 @@
 //! no lock.
 #![allow(unsafe_code, reason = "this is the one module that may hold it; a test proves that no other does")]
 
-use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_long};
-use std::io;
+use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_long};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+use rustix::io::Errno;
 
 use crate::signals::Signal;
 
@@ -103,6 +104,39 @@ pub unsafe fn list_arguments(count: c_int, list: *const *const c_char) -> Vec<Os
     strings.map(|string| OsStr::from_bytes(string.to_bytes()).to_owned()).collect()
 }
 
+/// A variable of panzer's own environment. std's way there, with a lock that panzer's one thread does not need, is 1 kB more.
+#[must_use]
+pub fn variable(name: &str) -> Option<OsString> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the name is a C string, and nobody changes the environment.
+    let value = unsafe { libc::getenv(name.as_ptr()) };
+    // SAFETY: it is null or a C string, which lives as long as the process.
+    (!value.is_null()).then(|| OsStr::from_bytes(unsafe { CStr::from_ptr(value) }.to_bytes()).to_owned())
+}
+
+/// All of them. What is no `NAME=value` is left out.
+pub(super) fn variables() -> Vec<(OsString, OsString)> {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    let mut all = Vec::new();
+    // SAFETY: the C library sets it before `main`, and nobody changes it.
+    let mut next = unsafe { environ };
+    // SAFETY: it points to an entry of a list that null ends, at the latest to that end.
+    while let Some(entry) = unsafe { next.as_ref() }.filter(|entry| !entry.is_null()) {
+        // SAFETY: each is a C string that lives as long as the process.
+        let entry = unsafe { CStr::from_ptr(*entry) }.to_bytes();
+        // A name may begin with an equals sign, as std has it.
+        let equals = entry.iter().skip(1).position(|byte| *byte == b'=');
+        if let Some((name, [_, value @ ..])) = equals.and_then(|equals| entry.split_at_checked(equals + 1)) {
+            all.push((OsStr::from_bytes(name).to_owned(), OsStr::from_bytes(value).to_owned()));
+        }
+        // SAFETY: this one was not the end.
+        next = unsafe { next.add(1) };
+    }
+    all
+}
+
 /// Opens something harmless as descriptor `number`, the lowest closed one.
 fn fill(number: RawFd) {
     // SAFETY: the path is a C string; `number` is the lowest free descriptor, so that is what open gives.
@@ -163,7 +197,7 @@ fn change_mask(how: c_int, mask: u64) -> u64 {
 }
 
 /// A descriptor from which every blocked signal is read (`signalfd(2)`), non-blocking and close-on-exec.
-pub(super) fn signal_descriptor() -> io::Result<OwnedFd> {
+pub(super) fn signal_descriptor() -> Result<OwnedFd, Errno> {
     let all = u64::MAX;
     let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
     // SAFETY: the set is read only, and has the size that is named.
@@ -181,7 +215,7 @@ pub(super) enum Fork {
 
 /// Forks. `exit_signal` is what the parent gets at the child's end; a child without one is invisible to a wait that
 /// does not ask for it (`__WCLONE`, `wait(2)`), so that "no children" can mean "no worker and nothing adopted".
-pub(super) fn fork(exit_signal: Option<Signal>) -> io::Result<Fork> {
+pub(super) fn fork(exit_signal: Option<Signal>) -> Result<Fork, Errno> {
     let flags = exit_signal.map_or(0, |signal| c_long::from(signal.number()));
     // SAFETY: no memory is shared and no stack given, which is a plain fork. panzer has one thread, so the child's copy
     // of every lock is free. The order of the remaining arguments differs between machines, and all are zero.
@@ -189,16 +223,14 @@ pub(super) fn fork(exit_signal: Option<Signal>) -> io::Result<Fork> {
     match i32::try_from(pid) {
         Ok(0) => Ok(Fork::Child),
         Ok(pid) if pid > 0 => Ok(Fork::Parent(Pid(pid))),
-        _ => Err(io::Error::last_os_error()),
+        _ => Err(last_error()),
     }
 }
 
 /// Reaps a child that has no exit signal. It must have been killed, since this waits for its end.
 pub(super) fn reap_hidden(pid: Pid) {
     // SAFETY: a null status is allowed; the pid is of a child that only this call waits for.
-    while unsafe { libc::waitpid(pid.0, std::ptr::null_mut(), libc::__WCLONE) } == -1
-        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
-    {}
+    while unsafe { libc::waitpid(pid.0, std::ptr::null_mut(), libc::__WCLONE) } == -1 && last_error() == Errno::INTR {}
 }
 
 /// Whether what this process forks is in its own PID namespace. After `unshare --pid` without a fork it is not: there
@@ -263,42 +295,42 @@ impl Target {
 }
 
 /// `kill(2)`. Async-signal-safe.
-pub(super) fn kill(target: Target, signal: Signal) -> io::Result<()> {
+pub(super) fn kill(target: Target, signal: Signal) -> Result<(), Errno> {
     // SAFETY: kill takes two integers.
     result_of(unsafe { libc::kill(target.number(), signal.number().into()) })
 }
 
 /// A descriptor of a process, which stays with it whatever becomes of its number (`pidfd_open(2)`, Linux 5.3).
-pub(super) fn open_process(pid: Pid) -> io::Result<OwnedFd> {
+pub(super) fn open_process(pid: Pid) -> Result<OwnedFd, Errno> {
     // SAFETY: the call takes two integers.
     owned_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })
 }
 
 /// `kill(2)` by such a descriptor (`pidfd_send_signal(2)`, Linux 5.1).
-pub(super) fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+pub(super) fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> Result<(), Errno> {
     let number = c_int::from(signal.number());
     let none = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: without a siginfo the kernel makes one as kill does; the rest are integers.
     let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), number, none, 0) };
-    if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if sent == 0 { Ok(()) } else { Err(last_error()) }
 }
 
 /// Whether there is such a process or group; a zombie counts.
 pub(super) fn exists(target: Target) -> bool {
     // SAFETY: signal 0 is never delivered; the kernel only looks the target up.
     let sent = result_of(unsafe { libc::kill(target.number(), 0) });
-    sent.map_or_else(|error| error.raw_os_error() == Some(libc::EPERM), |()| true)
+    sent.map_or_else(|error| error == Errno::PERM, |()| true)
 }
 
 /// Has the kernel send `signal` to this process when its parent dies (`PR_SET_PDEATHSIG`); gone again when the
 /// credentials change. Async-signal-safe.
-pub(super) fn set_parent_death_signal(signal: Signal) -> io::Result<()> {
+pub(super) fn set_parent_death_signal(signal: Signal) -> Result<(), Errno> {
     // SAFETY: this operation takes an integer.
     result_of(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::c_ulong::from(signal.number())) })
 }
 
 /// Makes descriptor `to` a copy of `from` that survives exec, whatever it was before. Async-signal-safe.
-pub(super) fn duplicate_to(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
+pub(super) fn duplicate_to(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
     // SAFETY: `from` is open. `to` belongs to nobody in the forked child, whose only further act is to exec.
     result_of(unsafe { libc::dup2(from.as_raw_fd(), to) })
 }
@@ -447,7 +479,7 @@ impl<'a> Pointers<'a> {
 pub(super) fn execute(path: &CStr, arguments: &Pointers<'_>, variables: &Pointers<'_>) -> c_int {
     // SAFETY: `Pointers` holds pointers to strings that end in NUL and live as long as it does, and ends in null.
     unsafe { libc::execve(path.as_ptr(), arguments.pointers.as_ptr(), variables.pointers.as_ptr()) };
-    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)
+    last_error().raw_os_error()
 }
 
 /// What std calls to print a backtrace, in the shipped file, which has no unwind tables to make one from: it says that
@@ -507,21 +539,21 @@ pub(super) const AUDIT_ARCH: u32 = 0xc000_00b7;
 ///
 /// # Errors
 /// EBUSY where a filter with such a descriptor is in force already, EINVAL or ENOSYS where the kernel has none.
-pub(super) fn install_filter(program: &[Instruction]) -> io::Result<OwnedFd> {
+pub(super) fn install_filter(program: &[Instruction]) -> Result<OwnedFd, Errno> {
     // Without SPEC_ALLOW kernels before 5.16 slow the whole program down. KILLABLE (5.19) keeps a call that panzer has
     // taken up from being begun anew because of a signal; without it that is harmless.
     let base = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     let mut flags = base | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
-    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let length = u16::try_from(program.len()).map_err(|_| Errno::INVAL)?;
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
     let mode = libc::SECCOMP_SET_MODE_FILTER;
     loop {
         // SAFETY: the program is as long as it says; the kernel copies it and does not write to it.
         let installed = owned_descriptor(unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) });
-        match installed.as_ref().map_err(io::Error::raw_os_error) {
-            Err(Some(libc::EINVAL)) if flags != base => flags = base,
+        match installed {
+            Err(Errno::INVAL) if flags != base => flags = base,
             // SAFETY: this operation takes integers.
-            Err(Some(libc::EACCES)) if unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) } == 0 => {
+            Err(Errno::ACCESS) if unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) } == 0 => {
                 rustix::thread::set_no_new_privs(true)?;
             }
             Ok(_) | Err(_) => return installed,
@@ -530,8 +562,8 @@ pub(super) fn install_filter(program: &[Instruction]) -> io::Result<OwnedFd> {
 }
 
 /// Puts this process under a filter that sends nothing to anybody, for good. It has given up new privileges before.
-pub(super) fn confine(program: &[Instruction]) -> io::Result<()> {
-    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+pub(super) fn confine(program: &[Instruction]) -> Result<(), Errno> {
+    let length = u16::try_from(program.len()).map_err(|_| Errno::INVAL)?;
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
     // SAFETY: the program is as long as it says; the kernel copies it and does not write to it.
     result_of(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) })
@@ -562,17 +594,17 @@ pub(super) enum Answer {
 }
 
 /// Takes the next call that a filter has sent. To be asked for only where one waits: otherwise this may block.
-pub(super) fn receive_notification(filter: BorrowedFd<'_>) -> io::Result<Notification> {
+pub(super) fn receive_notification(filter: BorrowedFd<'_>) -> Result<Notification, Errno> {
     let mut space = std::mem::MaybeUninit::<libc::seccomp_notif>::zeroed();
     // SAFETY: the operation writes one such structure, which must be zero before (seccomp_unotify(2)).
     result_of(unsafe { libc::ioctl(filter.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, space.as_mut_ptr()) })?;
     // SAFETY: a structure of zeros is a valid value, and the kernel has filled it in.
     let got = unsafe { space.assume_init() };
     // A caller outside of panzer's PID namespace has no number here, so nothing can be known of it.
-    let thread = i32::try_from(got.pid).ok().and_then(Pid::from_number).ok_or(io::ErrorKind::NotFound);
-    let Ok(thread) = thread else {
+    let thread = i32::try_from(got.pid).ok().and_then(Pid::from_number);
+    let Some(thread) = thread else {
         answer_notification(filter, got.id, Answer::PassOn)?;
-        return Err(io::ErrorKind::NotFound.into());
+        return Err(Errno::NOENT);
     };
     Ok(Notification { id: got.id, thread, call: got.data.nr.into(), arguments: got.data.args })
 }
@@ -590,7 +622,7 @@ pub(super) fn replace_descriptor(
     from: BorrowedFd<'_>,
     number: u32,
     close_on_exec: bool,
-) -> io::Result<()> {
+) -> Result<(), Errno> {
     let request = libc::seccomp_notif_addfd {
         id,
         flags: u32::try_from(libc::SECCOMP_ADDFD_FLAG_SETFD).unwrap_or_default(),
@@ -600,11 +632,11 @@ pub(super) fn replace_descriptor(
     };
     // SAFETY: the operation reads one such structure; it answers with the number, or -1.
     let added = unsafe { libc::ioctl(filter.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const request) };
-    if added == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if added == -1 { Err(last_error()) } else { Ok(()) }
 }
 
 /// Lets the caller go on. It may be gone by now, which is nobody's fault.
-pub(super) fn answer_notification(filter: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
+pub(super) fn answer_notification(filter: BorrowedFd<'_>, id: u64, answer: Answer) -> Result<(), Errno> {
     let (error, flags) = match answer {
         Answer::PassOn => (0, u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).unwrap_or_default()),
         Answer::Done => (0, 0),
@@ -623,7 +655,7 @@ pub(super) fn add_to_epoll_as(
     number: RawFd,
     events: u32,
     data: u64,
-) -> io::Result<()> {
+) -> Result<(), Errno> {
     // Whatever numbers these have, now they are others.
     let epoll = rustix::io::fcntl_dupfd_cloexec(epoll, number + 1)?;
     let socket = rustix::io::fcntl_dupfd_cloexec(socket, number + 1)?;
@@ -639,7 +671,7 @@ pub(super) fn add_to_epoll_as(
     let mut event = libc::epoll_event { events, u64: data };
     // SAFETY: the kernel reads the event, and both descriptors are open.
     let added = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, number, &raw mut event) };
-    let added = if taken == -1 { Err(io::Error::last_os_error()) } else { result_of(added) };
+    let added = if taken == -1 { Err(last_error()) } else { result_of(added) };
     let close_on_exec = if flags == 0 { 0 } else { libc::O_CLOEXEC };
     match saved {
         // SAFETY: this gives the number back to what it was.
@@ -709,7 +741,7 @@ pub(super) fn read_socket_option(socket: BorrowedFd<'_>, level: c_int, name: c_i
 pub(super) const SOCKET_OPTION_LENGTH: usize = size_of::<c_int>();
 
 /// Sets socket option `name` of `level`.
-pub(super) fn set_socket_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: &[u8]) -> io::Result<()> {
+pub(super) fn set_socket_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: &[u8]) -> Result<(), Errno> {
     let length = libc::socklen_t::try_from(value.len()).unwrap_or_default();
     // SAFETY: the kernel reads `length` bytes from `value`, which has so many.
     result_of(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) })
@@ -717,10 +749,10 @@ pub(super) fn set_socket_option(socket: BorrowedFd<'_>, level: c_int, name: c_in
 
 /// Has `program` choose which socket of a SO_REUSEPORT group takes a new connection (`SO_ATTACH_REUSEPORT_CBPF`,
 /// `socket(7)`, Linux 4.5).
-pub(super) fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+pub(super) fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &[Instruction]) -> Result<(), Errno> {
     /// The same on all machines that panzer is built for; libc does not have it everywhere.
     const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
-    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let length = u16::try_from(program.len()).map_err(|_| Errno::INVAL)?;
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
     let size = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or_default();
     // SAFETY: the kernel reads the structure and the program, which is as long as it says, and writes to neither.
@@ -731,7 +763,7 @@ pub(super) fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &[Instru
 }
 
 /// `tcgetattr(3)`. rustix's own is 1 kB more in the file: it decodes all speeds of a serial line.
-pub(super) fn terminal_modes(terminal: BorrowedFd<'_>) -> io::Result<libc::termios> {
+pub(super) fn terminal_modes(terminal: BorrowedFd<'_>) -> Result<libc::termios, Errno> {
     let mut modes = std::mem::MaybeUninit::<libc::termios>::zeroed();
     // SAFETY: the call writes one such structure.
     result_of(unsafe { libc::tcgetattr(terminal.as_raw_fd(), modes.as_mut_ptr()) })?;
@@ -745,16 +777,31 @@ pub(super) fn set_terminal_modes(terminal: BorrowedFd<'_>, modes: &libc::termios
     unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, modes) };
 }
 
-fn owned_descriptor(number: c_long) -> io::Result<OwnedFd> {
+/// What the call that was made last has failed with.
+#[inline(never)]
+fn last_error() -> Errno {
+    Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL))
+}
+
+/// What the system says of an error (`strerror_r(3)`).
+pub(crate) fn words(error: Errno) -> String {
+    let mut text = [0_u8; 128];
+    // SAFETY: the call writes at most as many bytes as it is told that there are, and ends them with NUL.
+    unsafe { libc::strerror_r(error.raw_os_error(), text.as_mut_ptr().cast(), text.len()) };
+    let text = CStr::from_bytes_until_nul(&text).unwrap_or_default();
+    text.to_str().unwrap_or_default().to_owned()
+}
+
+fn owned_descriptor(number: c_long) -> Result<OwnedFd, Errno> {
     match RawFd::try_from(number) {
         // SAFETY: the kernel has just made this descriptor, and only this value knows it.
         Ok(number) if number >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(number) }),
-        _ => Err(io::Error::last_os_error()),
+        _ => Err(last_error()),
     }
 }
 
-fn result_of(result: c_int) -> io::Result<()> {
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+fn result_of(result: c_int) -> Result<(), Errno> {
+    if result == -1 { Err(last_error()) } else { Ok(()) }
 }
 
 /// The shipped file's memory, in place of musl's, which is 9 kB. Small pieces come in a few sizes; one that is freed waits

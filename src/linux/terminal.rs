@@ -50,7 +50,7 @@ impl Modes {
     /// # Errors
     /// It is no terminal.
     pub fn of(terminal: BorrowedFd<'_>) -> std::io::Result<Self> {
-        sys::terminal_modes(terminal).map(Self)
+        Ok(Self(sys::terminal_modes(terminal)?))
     }
 
     /// The same, with each key given at once and shown nowhere; and Ctrl-S does not hold back what is written.

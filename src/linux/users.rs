@@ -35,7 +35,7 @@ pub(super) fn look_up(typed: &str) -> Result<Credentials, Error> {
     // A comment may be in any encoding.
     let read = |path: &str| String::from_utf8_lossy(&files::read(Path::new(path)).unwrap_or_default()).into_owned();
     let (passwd, groups) = (read("/etc/passwd"), read("/etc/group"));
-    let refuse = |cause: String| Error::new(format!("use --user {typed}"), cause);
+    let refuse = |cause: String| Error::about("use --user", &typed, cause);
     let credentials = resolve(typed, &passwd, &groups).map_err(refuse)?;
     let already = credentials.uid == rustix::process::getuid() && credentials.gid == rustix::process::getgid();
     let needed = CapabilitySet::SETUID | CapabilitySet::SETGID;

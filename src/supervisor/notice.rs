@@ -30,6 +30,15 @@ pub enum Notice {
     BeatInterval(Duration),
 }
 
+/// The lines that have one value only.
+static KNOWN: [(&str, Notice); 5] = [
+    ("READY=1", Notice::Ready),
+    ("STOPPING=1", Notice::Stopping),
+    ("RELOADING=1", Notice::Reloading),
+    ("WATCHDOG=1", Notice::Beat),
+    ("WATCHDOG=trigger", Notice::Trigger),
+];
+
 /// Reads a message. What is not known, or has a value that it cannot have, is passed over.
 #[must_use]
 pub fn parse(message: &[u8]) -> Vec<Notice> {
@@ -37,18 +46,17 @@ pub fn parse(message: &[u8]) -> Vec<Notice> {
 }
 
 fn parse_line(line: &[u8]) -> Option<Notice> {
+    let known = KNOWN.iter().find(|(known, _)| known.as_bytes() == line);
+    if let Some((_, notice)) = known {
+        return Some(notice.clone());
+    }
     let equals = line.iter().position(|byte| *byte == b'=')?;
     let (name, value) = (line.get(..equals)?, line.get(equals + 1..)?);
-    match (name, value) {
-        (b"READY", b"1") => Some(Notice::Ready),
-        (b"STOPPING", b"1") => Some(Notice::Stopping),
-        (b"RELOADING", b"1") => Some(Notice::Reloading),
-        (b"WATCHDOG", b"1") => Some(Notice::Beat),
-        (b"WATCHDOG", b"trigger") => Some(Notice::Trigger),
-        (b"WATCHDOG_USEC", _) => microseconds(value).filter(|interval| !interval.is_zero()).map(Notice::BeatInterval),
-        (b"EXTEND_TIMEOUT_USEC", _) => microseconds(value).map(Notice::ExtendTimeout),
-        (b"MAINPID", _) => number(value).and_then(|pid| i32::try_from(pid).ok()).map(Notice::MainProcess),
-        (b"STATUS", _) => Some(Notice::Status(printable(value))),
+    match name {
+        b"WATCHDOG_USEC" => microseconds(value).filter(|interval| !interval.is_zero()).map(Notice::BeatInterval),
+        b"EXTEND_TIMEOUT_USEC" => microseconds(value).map(Notice::ExtendTimeout),
+        b"MAINPID" => number(value).and_then(|pid| i32::try_from(pid).ok()).map(Notice::MainProcess),
+        b"STATUS" => Some(Notice::Status(printable(value))),
         _ => None,
     }
 }

@@ -16,7 +16,7 @@ use super::filter::Call;
 use super::names::Place;
 use super::shared::{Address, FirstBind, SharedListener, new_socket};
 use super::{CONNECTED, Ports, UNLISTENED, plain, until_shut_down};
-use crate::error::cause;
+use crate::error::words;
 use crate::linux::files;
 use crate::linux::log::Log;
 use crate::linux::socket_options::{SO_BINDTOIFINDEX, SocketOptions};
@@ -155,9 +155,9 @@ impl Ports {
 
     /// One line for each cause, not for each call.
     fn say_passed_on(&mut self, worker: WorkerId, why: &PassOn, log: &mut Log) {
-        let (said, words) = match why {
+        let (said, cause) = match why {
             PassOn::NotOurs => return,
-            PassOn::CannotTell(error) => (&mut self.said_cannot_tell, cause(&(*error).into())),
+            PassOn::CannotTell(error) => (&mut self.said_cannot_tell, words(*error)),
             PassOn::NoRoom => {
                 let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
                 (&mut self.said_no_room, format!("panzer may have only {limit} descriptors (ulimit -n)"))
@@ -168,7 +168,7 @@ impl Ports {
             }
         };
         if !std::mem::replace(said, true) {
-            let text = format!("cannot share a port of worker {}: {words}; it binds for itself", worker.slot);
+            let text = format!("cannot share a port of worker {}: {cause}; it binds for itself", worker.slot);
             log.say_of_worker(Level::Warning, "port_not_shared", worker.slot, &text);
         }
     }
@@ -551,13 +551,12 @@ fn hand_over(
         let flags = rustix::fs::fcntl_getfl(own)?;
         rustix::fs::fcntl_setfl(own, flags | OFlags::NONBLOCK)?;
     }
-    let raw = |error: std::io::Error| Errno::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EINVAL));
     let (id, number) = (request.notification.id, descriptor.unsigned_abs());
-    sys::replace_descriptor(request.filter, id, own.as_fd(), number, socket.close_on_exec).map_err(raw)?;
+    sys::replace_descriptor(request.filter, id, own.as_fd(), number, socket.close_on_exec)?;
     // What was registered went with the old socket.
     for Registration { epoll, events, data } in registrations {
         let epoll = caller.take(epoll)?;
-        sys::add_to_epoll_as(epoll.as_fd(), own.as_fd(), descriptor, events, data).map_err(raw)?;
+        sys::add_to_epoll_as(epoll.as_fd(), own.as_fd(), descriptor, events, data)?;
     }
     Ok(())
 }

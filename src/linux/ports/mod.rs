@@ -35,7 +35,7 @@ use super::idle;
 use super::listen::{Listener, Queues};
 use super::log::Log;
 use super::socket_options::SocketOptions;
-use crate::error::cause;
+use crate::error::words;
 use crate::supervisor::report::Level;
 use crate::supervisor::rotation::QueueState;
 use crate::supervisor::{Event, WorkerId};
@@ -377,8 +377,8 @@ impl Ports {
                 shared.name = None;
                 // Where it is one worker's own, that worker has removed the directory.
                 if shared.has_been_shared {
-                    let words = cause(&error.into());
-                    let text = format!("cannot put back {}: {words}; clients find no socket there", shared.address);
+                    let why = words(error);
+                    let text = format!("cannot put back {}: {why}; clients find no socket there", shared.address);
                     log.say(Level::Error, "path_not_kept", &text);
                 }
             }
@@ -397,9 +397,9 @@ impl Ports {
             }
         });
         if let Err(error) = watched {
-            let words = cause(&error.into());
+            let why = words(error);
             let text = format!(
-                "cannot keep {} in place by a second link (.NAME.panzer): {words}; a worker that removes it takes it from all",
+                "cannot keep {} in place by a second link (.NAME.panzer): {why}; a worker that removes it takes it from all",
                 shared.address
             );
             log.say(Level::Warning, "path_not_kept", &text);
@@ -408,8 +408,8 @@ impl Ports {
 }
 
 fn say_not_grown(address: &dyn std::fmt::Display, error: Errno, log: &mut Log) {
-    let words = cause(&error.into());
-    let text = format!("cannot add a queue to {address}: {words}; the new worker shares another's");
+    let why = words(error);
+    let text = format!("cannot add a queue to {address}: {why}; the new worker shares another's");
     log.say(Level::Error, "error", &text);
 }
 
@@ -445,7 +445,7 @@ pub(super) fn refusal(errno: i32) -> String {
     match errno {
         // Only one such filter can be in force for a process.
         libc::EBUSY => "whoever runs panzer intercepts calls already (seccomp)".to_owned(),
-        errno => cause(&std::io::Error::from_raw_os_error(errno)),
+        errno => words(Errno::from_raw_os_error(errno)),
     }
 }
 

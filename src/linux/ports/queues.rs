@@ -21,7 +21,7 @@ pub(in crate::linux) const MOST_QUEUES: u32 = 1000;
 const LET_GO_AT_ONCE: usize = 1000;
 
 /// Has new connections go to these places of the group of which `member` is one, to each as likely.
-pub(super) fn steer(member: &OwnedFd, places: &[u32]) -> std::io::Result<()> {
+pub(super) fn steer(member: &OwnedFd, places: &[u32]) -> Result<(), Errno> {
     sys::attach_reuseport_program(member.as_fd(), &program(places))
 }
 

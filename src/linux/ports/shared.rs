@@ -18,7 +18,7 @@ use rustix::net::{
 use super::caller::{Caller, CallersSocket, Protocol, Wanted, inode};
 use super::names::KeptName;
 use super::{CONNECTED, Token, queues, until_shut_down};
-use crate::error::cause;
+use crate::error::words;
 use crate::linux::files;
 use crate::linux::listen::{Listener, Queues, another_member};
 use crate::linux::log::Log;
@@ -342,7 +342,7 @@ impl SharedListener {
             let text = format!(
                 "cannot steer the connections of {}: {}; new ones may wait for a worker that is not there",
                 self.address,
-                cause(&error)
+                words(error)
             );
             log.say(Level::Error, "error", &text);
         }
