@@ -247,11 +247,15 @@ fn the_command_line_gives_a_configuration_or_a_refusal_of_one_line() {
 fn every_option_takes_a_value_or_says_what_is_wrong_with_it() {
     fuzz(VALUE_SEEDS, |value| {
         for option in OPTIONS {
-            if let Takes::One(_, set) | Takes::Many(_, set) = option.takes {
-                let mut config = panzer::config::Config::default();
-                if let Err(cause) = set(&mut config, &OsString::from_vec(value.to_vec())) {
-                    assert!(!cause.is_empty(), "--{}", option.long);
-                }
+            let mut config = panzer::config::Config::default();
+            let text = String::from_utf8_lossy(value);
+            let read = match option.takes {
+                Takes::One(_, set) | Takes::Many(_, set) => set(&mut config, &text),
+                Takes::Path(_, set) => set(&mut config, &OsString::from_vec(value.to_vec())),
+                Takes::Nothing(_) | Takes::Show(_) => Ok(()),
+            };
+            if let Err(cause) = read {
+                assert!(!cause.is_empty(), "--{}", option.long);
             }
         }
     });
