@@ -3,7 +3,6 @@
 //! The map:
 //!
 //! - [`signals`], [`error`]: the signal table; refusals and exit statuses
-//! - [`records`]: reads what panzer tells of itself
 //! - [`supervisor`]: the decisions. Pure: events and the time in, effects out
 //! - [`config`]: what was asked for, as plain values
 //! - [`cli`]: what people type

@@ -1,4 +1,6 @@
 //! The time, and waiting. std's clocks can fail in its view, and say so with all that an error's Debug takes: 4 kB.
+//!
+//! Must never be asked by what decides: `supervisor` is told the time.
 
 use std::time::Duration;
 

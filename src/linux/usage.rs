@@ -1,4 +1,6 @@
-//! How much processor time and memory workers use. Looked at only while somebody asks, and at most once a second.
+//! How much processor time and memory workers use.
+//!
+//! Must never look by itself, only when somebody asks, and seldom.
 
 use std::time::Duration;
 

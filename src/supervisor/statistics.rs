@@ -1,6 +1,6 @@
 //! What has happened so far, counted: why workers were started again, how reloads ended, how long starts and stops took.
 //!
-//! Pure. Numbers only grow; must never decide anything.
+//! Pure. Numbers only grow. Must never decide anything.
 
 use std::time::Duration;
 
