@@ -1,7 +1,13 @@
-//! What `panzer ctl` may ask of a running panzer, in one line of words.
+//! What `panzer ctl` may ask of a running panzer, in one line of words, and what comes of it.
 //!
 //! Pure. Must never trust a line: whatever a client sends is a command or a refusal of one line.
 
+use std::time::Duration;
+
+use super::events::say;
+use super::report::{Report, Scaled, Workers};
+use super::worker::{Recycling, State};
+use super::{Asker, Effect, Generation, Supervisor, Why};
 use crate::signals::Signal;
 
 /// No request is longer than this, its end included.
@@ -12,6 +18,8 @@ pub const LONGEST_REQUEST: usize = 256;
 pub enum Command {
     /// `status`: the state of everything.
     Status,
+    /// `ready`: how many workers are ready.
+    Ready,
     /// `reload`; `reload wait`: to be told how it goes on and ends.
     Reload {
         /// Whether the client waits for the end.
@@ -27,6 +35,114 @@ pub enum Command {
     Signal(Signal, Option<u32>),
 }
 
+/// What a client is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// The state of everything, which takes more than the supervisor knows.
+    Document,
+    /// How many slots have a ready worker, and how many workers there are to be.
+    Ready(u32, u32),
+    /// A reload has begun, or will, that makes this generation.
+    Reloading(Generation),
+    /// What was done, for people.
+    Done(String),
+}
+
+impl Supervisor {
+    /// Does what a client asks for.
+    pub(super) fn do_command(
+        &mut self,
+        now: Duration,
+        command: Command,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Answer, String> {
+        let starts_something = match command {
+            Command::Reload { .. } => "reload",
+            Command::Restart(_) => "restart a worker",
+            Command::Scale(_) => "scale",
+            Command::Status | Command::Ready | Command::Stop | Command::Signal(..) => "",
+        };
+        if self.is_stopping() && !starts_something.is_empty() {
+            return Err(format!("cannot {starts_something}: panzer is stopping"));
+        }
+        match command {
+            Command::Status => Ok(Answer::Document),
+            Command::Ready => {
+                let overview = self.overview();
+                Ok(Answer::Ready(overview.ready, overview.workers))
+            }
+            Command::Reload { .. } => {
+                self.reload(now, Asker::Control, effects);
+                let is_queued = self.reload.as_ref().is_some_and(|reload| reload.once_more);
+                Ok(Answer::Reloading(Generation(self.last_generation.0 + u64::from(is_queued))))
+            }
+            Command::Restart(number) => self.restart(now, number, effects).map(Answer::Done),
+            Command::Scale(wanted) => self.scale_to(now, wanted, effects).map(Answer::Done),
+            Command::Stop => {
+                let count = self.count_workers();
+                self.stop(now, Asker::Control, effects);
+                Ok(Answer::Done(format!("stopping {}", Workers(count))))
+            }
+            Command::Signal(signal, number) => self.send_as_asked(signal, number, effects).map(Answer::Done),
+        }
+    }
+
+    /// Another worker in the place of this one, or a start that was still to come.
+    fn restart(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) -> Result<String, String> {
+        let wanted = self.wanted;
+        let refuse = |cause: &str| Err(format!("cannot restart worker {number}: {cause}"));
+        let Some(slot) = self.slot_mut(number).filter(|_| number < wanted) else { return refuse("there is none") };
+        match slot.current.state {
+            State::Ready { .. } if slot.successor.is_some() => refuse("it is being replaced already"),
+            State::Ready { .. } => {
+                slot.recycling = Some(Recycling::new(now, Why::Asked));
+                Ok(format!("replacing worker {number}"))
+            }
+            State::Starting { .. } => refuse("it is starting already"),
+            State::Waiting { .. } | State::Ended => {
+                slot.current.state = State::Waiting { until: now };
+                say(effects, Report::StartAsked(number));
+                Ok(format!("starting worker {number}"))
+            }
+        }
+    }
+
+    fn scale_to(&mut self, now: Duration, wanted: u32, effects: &mut Vec<Effect>) -> Result<String, String> {
+        let (before, most) = (self.wanted, self.settings.most_workers);
+        if wanted == 0 {
+            return Err("cannot scale to 0: there is always one worker".to_owned());
+        }
+        if wanted > most {
+            return Err(format!("cannot scale to {wanted}: there can be {most} at the most"));
+        }
+        self.scale(now, Asker::Control, wanted, effects);
+        Ok(match wanted.checked_sub(before) {
+            Some(0) => format!("{} already", Workers(wanted)),
+            Some(more) => Scaled(wanted, more, "more").to_string(),
+            None => Scaled(wanted, before - wanted, "fewer").to_string(),
+        })
+    }
+
+    /// A signal to the workers of a slot, or to all.
+    fn send_as_asked(
+        &self,
+        signal: Signal,
+        number: Option<u32>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<String, String> {
+        let mut workers = self.workers();
+        workers.retain(|(_, worker)| number.is_none_or(|number| worker.slot == number));
+        let whom = match number {
+            None => Workers(u32::try_from(workers.len()).unwrap_or(u32::MAX)).to_string(),
+            Some(number) if workers.is_empty() => return Err(format!("cannot signal worker {number}: there is none")),
+            Some(number) => format!("worker {number}"),
+        };
+        say(effects, Report::Sent(signal, whom.clone()));
+        self.send(signal, workers, effects);
+        Ok(format!("sent {signal} to {whom}"))
+    }
+}
+
 /// Reads a request, without the end of its line.
 ///
 /// # Errors
@@ -36,6 +152,7 @@ pub fn parse(line: &[u8]) -> Result<Command, String> {
     let mut words = text.split(' ');
     let command = match (words.next().unwrap_or_default(), words.next(), words.next(), words.next()) {
         ("status", None, ..) => Some(Command::Status),
+        ("ready", None, ..) => Some(Command::Ready),
         ("reload", None, ..) => Some(Command::Reload { waits: false }),
         ("reload", Some("wait"), None, _) => Some(Command::Reload { waits: true }),
         ("stop", None, ..) => Some(Command::Stop),
@@ -69,6 +186,7 @@ mod tests {
     fn requests_are_read_word_by_word() {
         for (line, command) in [
             ("status", Command::Status),
+            ("ready", Command::Ready),
             ("reload", Command::Reload { waits: false }),
             ("reload wait", Command::Reload { waits: true }),
             ("restart 0", Command::Restart(0)),

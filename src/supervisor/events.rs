@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::commands::Command;
+use super::commands::{Answer, Command};
 use super::notice::Notice;
 use super::report::Report;
 use crate::error::Status;
@@ -216,7 +216,7 @@ pub enum Effect {
     /// Say this.
     Report(Report),
     /// Tell a client what has become of its request, or why nothing has.
-    Answer(Client, Result<String, String>),
+    Answer(Client, Result<Answer, String>),
     /// Exit with this status.
     Exit(Status),
 }

@@ -41,17 +41,16 @@ use crate::error::Status;
 use crate::signals::Signal;
 use actions::Action;
 use clearing::{Clearing, Progress};
-use commands::Command;
 use events::say;
 pub use events::{Asker, Client, Effect, End, Event, Failure, Generation, NotRun, Proof, Reach, Why, WorkerId};
 use leaving::{Leaving, Manner, Others, Outcome};
-use report::{Report, Scaled, Workers};
+use report::Report;
 use restart::Random;
 use rollout::Reload;
 use rotation::QueueState;
 pub use settings::{Age, Policy, Ready, Replacement, Settings};
 use statistics::Statistics;
-use worker::{Patience, Recycling, Slot, State};
+use worker::{Patience, Slot, State};
 
 /// How often the memory of workers is looked at, where it has a limit.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
@@ -158,6 +157,10 @@ impl Supervisor {
         all
     }
 
+    fn count_workers(&self) -> u32 {
+        u32::try_from(self.workers().len()).unwrap_or(u32::MAX)
+    }
+
     /// Takes an event and says what to do.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -187,7 +190,7 @@ impl Supervisor {
             }
             Event::Signal(signal) => self.signal(now, signal, &mut effects),
             Event::Asked(client, command) => {
-                let answer = self.command(now, command, &mut effects);
+                let answer = self.do_command(now, command, &mut effects);
                 effects.push(Effect::Answer(client, answer));
             }
             Event::SomethingRemains => {
@@ -267,91 +270,10 @@ impl Supervisor {
         effects.extend(workers.into_iter().map(|(_, worker)| Effect::Signal(worker, reach, signal)));
     }
 
-    /// Does what a client asks for; what there is to say to it. [`Command::Status`] is answered by whoever sees processes.
-    fn command(&mut self, now: Duration, command: Command, effects: &mut Vec<Effect>) -> Result<String, String> {
-        let starts_something = match command {
-            Command::Reload { .. } => "reload",
-            Command::Restart(_) => "restart a worker",
-            Command::Scale(_) => "scale",
-            Command::Status | Command::Stop | Command::Signal(..) => "",
-        };
-        if self.is_stopping() && !starts_something.is_empty() {
-            return Err(format!("cannot {starts_something}: panzer is stopping"));
-        }
-        let workers = self.workers();
-        let count = u32::try_from(workers.len()).unwrap_or(u32::MAX);
-        match command {
-            Command::Status => Ok(String::new()),
-            Command::Reload { .. } => {
-                self.reload(now, Asker::Control, effects);
-                let queued = u64::from(self.reload.as_ref().is_some_and(|reload| reload.once_more));
-                Ok(format!("{{\"generation\":{}}}", self.last_generation.0 + queued))
-            }
-            Command::Restart(number) => self.restart(now, number),
-            Command::Scale(wanted) => self.scale_to(now, wanted, effects),
-            Command::Stop => {
-                self.stop(now, Asker::Control, effects);
-                Ok(format!("stopping {}", Workers(count)))
-            }
-            Command::Signal(signal, None) => {
-                say(effects, Report::Forwarded(signal, count));
-                self.send(signal, workers, effects);
-                Ok(format!("sent {signal} to {}", Workers(count)))
-            }
-            Command::Signal(signal, Some(number)) => {
-                let of_slot: Vec<_> = workers.into_iter().filter(|(_, worker)| worker.slot == number).collect();
-                if of_slot.is_empty() {
-                    return Err(format!("cannot signal worker {number}: there is none"));
-                }
-                say(effects, Report::Forwarded(signal, 1));
-                self.send(signal, of_slot, effects);
-                Ok(format!("sent {signal} to worker {number}"))
-            }
-        }
-    }
-
-    /// Another worker in the place of this one, or a start that was still to come.
-    fn restart(&mut self, now: Duration, number: u32) -> Result<String, String> {
-        let wanted = self.wanted;
-        let none = || format!("cannot restart worker {number}: there is none");
-        let slot = self.slot_mut(number).filter(|_| number < wanted).ok_or_else(none)?;
-        match slot.current.state {
-            State::Ready { .. } if slot.successor.is_some() => {
-                Err(format!("cannot restart worker {number}: it is being replaced already"))
-            }
-            State::Ready { .. } => {
-                slot.recycling = Some(Recycling::new(now, Why::Asked));
-                Ok(format!("replacing worker {number}"))
-            }
-            State::Starting { .. } => Err(format!("cannot restart worker {number}: it is starting already")),
-            State::Waiting { .. } | State::Ended => {
-                slot.current.state = State::Waiting { until: now };
-                Ok(format!("starting worker {number}"))
-            }
-        }
-    }
-
-    fn scale_to(&mut self, now: Duration, wanted: u32, effects: &mut Vec<Effect>) -> Result<String, String> {
-        let (before, most) = (self.wanted, self.settings.most_workers);
-        if wanted == 0 {
-            return Err("cannot scale to 0: there is always one worker".to_owned());
-        }
-        if wanted > most {
-            return Err(format!("cannot scale to {wanted}: there can be {most} at the most"));
-        }
-        self.scale(now, Asker::Control, wanted, effects);
-        Ok(match wanted.checked_sub(before) {
-            Some(0) => format!("{} already", Workers(wanted)),
-            Some(more) => Scaled(wanted, more, "more").to_string(),
-            None => Scaled(wanted, before - wanted, "fewer").to_string(),
-        })
-    }
-
     /// Stops everything in the ordinary way.
     fn stop(&mut self, now: Duration, asker: Asker, effects: &mut Vec<Effect>) {
         if self.is_running() {
-            let count = u32::try_from(self.workers().len()).unwrap_or(u32::MAX);
-            say(effects, Report::Stopping(asker, count));
+            say(effects, Report::Stopping(asker, self.count_workers()));
             self.stop_all(now, None, effects);
         }
     }

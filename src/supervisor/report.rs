@@ -135,6 +135,10 @@ pub enum Report {
     RemainingAbandoned,
     /// A signal was passed on to so many workers.
     Forwarded(Signal, u32),
+    /// A signal was sent to these workers, as a client has asked.
+    Sent(Signal, String),
+    /// A worker that was to start later starts now, as a client has asked.
+    StartAsked(u32),
     /// A signal that asks for an upgrade, which this version cannot do.
     Unavailable(Signal),
     /// panzer's work is done.
@@ -152,6 +156,7 @@ impl Report {
             Self::CannotScaleUp(..) | Self::CannotScaleDown(_) => Level::Warning,
             Self::TookOver(..) | Self::Reloading(..) | Self::ReloadQueued(_) | Self::Reloaded(..) => Level::Info,
             Self::Recycling(..) | Self::ScaledUp(..) | Self::ScaledDown(..) => Level::Info,
+            Self::Sent(..) | Self::StartAsked(_) => Level::Info,
             Self::GivingUp(_, Reason::NeverExecuted, _) => Level::Debug,
             Self::GivingUp(_, Reason::FatalExit | Reason::CrashLimit(_), _) => Level::Error,
             Self::Ended { end: End::CannotRun(_), .. } => Level::Error,
@@ -204,6 +209,8 @@ impl Report {
             Self::SignallingRemaining(_) => "signalling_remaining",
             Self::RemainingAbandoned => "remaining_abandoned",
             Self::Forwarded(..) => "signal_forwarded",
+            Self::Sent(..) => "signal_sent",
+            Self::StartAsked(_) => "start_asked",
             Self::Unavailable(_) => "signal_unavailable",
             Self::Finished => "finished",
         }
@@ -238,7 +245,7 @@ impl Report {
             Self::SignallingRemaining(_) | Self::RemainingAbandoned => None,
             Self::Reloading(..) | Self::ReloadQueued(_) | Self::ReloadRefused(..) | Self::Reloaded(..) => None,
             Self::ScaledUp(..) | Self::ScaledDown(..) | Self::CannotScaleUp(..) | Self::CannotScaleDown(_) => None,
-            Self::Forwarded(..) | Self::Unavailable(_) => None,
+            Self::Forwarded(..) | Self::Unavailable(_) | Self::Sent(..) | Self::StartAsked(_) => None,
             Self::Finished => None,
         }
     }
@@ -333,6 +340,8 @@ impl Report {
                 "cannot kill what was left behind: the kernel does not let it go; exiting all the same".to_owned()
             }
             Self::Forwarded(signal, count) => format!("{signal}: forwarded to {}", Workers(*count)),
+            Self::Sent(signal, whom) => format!("ctl: sent {signal} to {whom}"),
+            Self::StartAsked(slot) => format!("ctl: starting worker {slot}"),
             Self::Unavailable(signal) => {
                 format!("cannot upgrade on {signal}: not in this version; ignored (--on can forward it)")
             }

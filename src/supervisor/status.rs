@@ -50,6 +50,9 @@ impl Supervisor {
             (Phase::Running, None) if self.reached < Reached::AllReady => {
                 ("starting", format!("starting {ready} of {}", self.wanted))
             }
+            (Phase::Running, None) if ready < self.wanted => {
+                ("running", format!("running, {ready} of {} ready", self.wanted))
+            }
             (Phase::Running, None) => ("running", "running".to_owned()),
             (Phase::Stopping(_) | Phase::Clearing(..) | Phase::Finished, _) => {
                 let count = u32::try_from(self.leaving.len()).unwrap_or(u32::MAX);

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::actions::{Action, Actions};
-use super::commands::Command;
+use super::commands::{Answer, Command};
 use super::lives::SHORTEST_RETRY;
 use super::notice::Notice;
 use super::report::{Next, Report};
@@ -287,7 +287,10 @@ impl World {
                 Effect::Answer(client, answer) => {
                     let asked = self.asked.take();
                     self.check(asked == Some(client), "a client is answered that has not asked");
-                    let started = answer.as_ref().ok().and_then(|text| text.strip_prefix("starting worker "));
+                    let started = match &answer {
+                        Ok(Answer::Done(text)) => text.strip_prefix("starting worker "),
+                        Ok(_) | Err(_) => None,
+                    };
                     self.vacant_since.extend(started.map(|slot| (slot.parse::<u32>().unwrap(), self.now)));
                     let name = if answer.is_ok() { "request_done" } else { "request_refused" };
                     *self.tally.entry(name).or_insert(0) += 1;
@@ -608,7 +611,7 @@ impl World {
         let slot = u32::try_from(self.dice.below(8)).unwrap();
         let command = match self.dice.below(16) {
             0 => Command::Stop,
-            1 => Command::Status,
+            1 => self.dice.pick(&[Command::Status, Command::Ready]),
             2..5 => Command::Reload { waits: self.dice.one_in(2) },
             5..8 => Command::Scale(slot),
             8 => Command::Signal(Signal::CONT, None),
