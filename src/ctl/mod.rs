@@ -47,7 +47,7 @@ impl Failure {
     /// What was typed means nothing.
     #[inline(never)]
     fn unusable(what: &str, typed: &OsStr, cause: &str) -> Self {
-        let space = if typed.is_empty() { "" } else { " " };
+        let space = if what.is_empty() || typed.is_empty() { "" } else { " " };
         Self::new(&format!("use {what}{space}{}", typed.display()), cause)
     }
 
@@ -100,7 +100,7 @@ pub fn run(arguments: Vec<OsString>, variable: &dyn Fn(&str) -> Option<OsString>
 fn try_to_run(arguments: Vec<OsString>, variable: Variables<'_>) -> Result<Status, Failure> {
     let Some(given) = commands::parse(arguments)? else { return print(&commands::help()) };
     let mut server = target::find(&given, variable)?;
-    let run = given.command.run;
+    let run = given.run();
     run(&given, &mut server, variable)
 }
 
@@ -126,7 +126,7 @@ fn of_panzer(document: &str) -> Option<Record<'_>> {
 /// `status`
 fn status(given: &Given, server: &mut Server, variable: Variables<'_>) -> Result<Status, Failure> {
     let document = ask(server, &given.request, END)?;
-    if given.has("json") {
+    if given.has("--json") {
         return print(&document);
     }
     let stdout = rustix::stdio::stdout();
@@ -153,7 +153,7 @@ fn ready(given: &Given, server: &mut Server, _: Variables<'_>) -> Result<Status,
 
 /// `reload`
 fn reload(given: &Given, server: &mut Server, _: Variables<'_>) -> Result<Status, Failure> {
-    if !given.has("wait") {
+    if !given.has("--wait") {
         let body = ask(server, "reload", "")?;
         let generation = of_panzer(&body).and_then(|record| record.get("generation")).unwrap_or_default();
         return print(&format!("reloading to generation {}\n", clean(generation)));
