@@ -14,9 +14,11 @@ use rustix::net::{
     send, socket_with,
 };
 
+use super::idle;
 use super::listen::bind_path;
 use super::own_path::OwnPath;
 use super::peer::{Peer, peer_of};
+use crate::records::records;
 use crate::supervisor::commands::{self, Command, LONGEST_REQUEST};
 use crate::supervisor::{Client, Generation};
 
@@ -36,16 +38,16 @@ const REST: Duration = Duration::from_secs(1);
 const MODE: u32 = 0o600;
 
 /// How far a client is.
-#[derive(Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
-    /// It has sent this much of its request.
-    Asking(Vec<u8>),
+    /// It sends its request.
+    Asking,
     /// It waits for its answer; it has asked to be told how a reload ends.
     Waiting { follows: bool },
-    /// It is told how this reload goes on; what it was told last.
-    Following(Generation, Option<(u32, u32)>),
-    /// It takes this answer, from here on.
-    Taking(Vec<u8>, usize),
+    /// It is told how this reload goes on.
+    Following(Generation),
+    /// It takes its answer.
+    Taking,
 }
 
 /// A client.
@@ -54,6 +56,15 @@ struct Connection {
     client: Client,
     socket: OwnedFd,
     stage: Stage,
+    /// What it has sent of its request; what it has not taken of its answer.
+    bytes: Vec<u8>,
+}
+
+impl Connection {
+    /// Sends it something; how much it has taken.
+    fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+    }
 }
 
 /// The socket and who has come to it.
@@ -124,17 +135,14 @@ impl Control {
         if self.rests_until.take_if(|until| *until <= now).is_some() && self.listen_again().is_err() {
             self.rests_until = Some(now + REST);
         }
-        let mut space = Vec::with_capacity(DONE_AT_ONCE);
+        let mut space = idle::EMPTY;
         let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let buffer = rustix::buffer::spare_capacity(&mut space);
-        if epoll::wait(&self.epoll, buffer, Some(&at_once)).is_err() {
-            return Vec::new();
-        }
+        let events = idle::wait(self.epoll.as_fd(), &mut space, Some(&at_once), false).unwrap_or_default();
         let mut requests = Vec::new();
-        for event in space {
+        for event in events {
             match event.data.u64() {
                 LISTENER => self.let_in(now, &mut requests),
-                number => requests.extend(self.serve(Client(number))),
+                number => self.serve(Client(number), &mut requests),
             }
         }
         requests
@@ -164,8 +172,7 @@ impl Control {
             if self.watch(&socket, client.0, epoll::EventFlags::IN).is_err() {
                 continue;
             }
-            let stage = Stage::Asking(Vec::new());
-            self.connections.push(Connection { client, socket, stage });
+            self.connections.push(Connection { client, socket, stage: Stage::Asking, bytes: Vec::new() });
             if self.connections.len() > MOST_CLIENTS {
                 // Whoever follows a reload stays if there is another one, and this one stays in any case.
                 let may_go = |one: &Connection| one.client != client && !matches!(one.stage, Stage::Following(..));
@@ -175,7 +182,7 @@ impl Control {
             match self.refusal(client) {
                 Some(refusal) => self.answer(client, Err(refusal)),
                 // Most have sent their request by now.
-                None => requests.extend(self.serve(client)),
+                None => self.serve(client, requests),
             }
         }
     }
@@ -196,41 +203,37 @@ impl Control {
     }
 
     /// A client can be read from or written to, or is gone.
-    fn serve(&mut self, client: Client) -> Option<Request> {
-        let index = self.index_of(client)?;
-        let connection = self.connections.get_mut(index)?;
-        match &mut connection.stage {
-            Stage::Asking(request) => {
-                let mut bytes = [0; LONGEST_REQUEST];
-                match recv(&connection.socket, &mut bytes, RecvFlags::DONTWAIT) {
-                    Err(Errno::AGAIN | Errno::INTR) => return None,
-                    Err(_) | Ok((0, _)) => {
-                        self.connections.remove(index);
-                        return None;
-                    }
-                    Ok((count, _)) => request.extend(bytes.iter().take(count)),
-                }
-                let end = request.iter().position(|byte| *byte == b'\n');
-                let parsed = match end {
-                    Some(end) if end < LONGEST_REQUEST => commands::parse(request.get(..end).unwrap_or_default()),
-                    None if request.len() < LONGEST_REQUEST => return None,
-                    Some(_) | None => {
-                        Err(format!("cannot read the request: it is longer than {LONGEST_REQUEST} bytes"))
-                    }
-                };
-                match parsed {
-                    Ok(command) => {
-                        connection.stage = Stage::Waiting { follows: command == Command::Reload { waits: true } };
-                        return Some((client, command));
-                    }
-                    Err(refusal) => self.answer(client, Err(refusal)),
-                }
-            }
-            // It says more than it should, or is gone.
-            Stage::Waiting { .. } | Stage::Following(..) => drop(self.connections.remove(index)),
-            Stage::Taking(..) => self.send_rest(index),
+    fn serve(&mut self, client: Client, requests: &mut Vec<Request>) {
+        let Some(index) = self.index_of(client) else { return };
+        let Some(connection) = self.connections.get_mut(index) else { return };
+        if connection.stage == Stage::Taking {
+            return self.send_rest(index);
         }
-        None
+        let mut bytes = [0; LONGEST_REQUEST];
+        let count = match recv(&connection.socket, &mut bytes, RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::INTR) => return,
+            Ok((count, _)) if connection.stage == Stage::Asking => count,
+            // It says more than it should, or is gone.
+            Ok(_) | Err(_) => 0,
+        };
+        if count == 0 {
+            self.connections.remove(index);
+            return;
+        }
+        connection.bytes.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        let request = &connection.bytes;
+        let parsed = match request.iter().position(|byte| *byte == b'\n') {
+            Some(end) if end < LONGEST_REQUEST => commands::parse(request.get(..end).unwrap_or_default()),
+            None if request.len() < LONGEST_REQUEST => return,
+            Some(_) | None => Err(format!("cannot read the request: it is longer than {LONGEST_REQUEST} bytes")),
+        };
+        match parsed {
+            Ok(command) => {
+                connection.stage = Stage::Waiting { follows: command == Command::Reload { waits: true } };
+                requests.push((client, command));
+            }
+            Err(refusal) => self.answer(client, Err(refusal)),
+        }
     }
 
     /// Sends the answer to a request: the first line, and what there is to say. That is the end of it, but for a client that
@@ -238,33 +241,36 @@ impl Control {
     pub(super) fn answer(&mut self, client: Client, answer: Result<String, String>) {
         let Some(index) = self.index_of(client) else { return };
         let Some(connection) = self.connections.get_mut(index) else { return };
-        let (first, body) = match &answer {
-            Ok(body) => ("panzer 1 ok\n", body),
-            Err(refusal) => ("panzer 1 error ", refusal),
+        let is_ok = answer.is_ok();
+        let (Ok(body) | Err(body)) = answer;
+        let mut text = String::from(if is_ok { "panzer 1 ok\n" } else { "panzer 1 error " });
+        text.push_str(&body);
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        let follows = is_ok && connection.stage == Stage::Waiting { follows: true };
+        connection.bytes = text.into_bytes();
+        connection.stage = match generation_in(&body) {
+            Some(generation) if follows => Stage::Following(generation),
+            Some(_) | None => Stage::Taking,
         };
-        let end = if body.is_empty() || body.ends_with('\n') { "" } else { "\n" };
-        let bytes = [first, body, end].concat().into_bytes();
-        let follows = matches!(connection.stage, Stage::Waiting { follows: true });
-        let generation = answer.as_ref().ok().filter(|_| follows).and_then(|body| generation_in(body));
-        if let Some(generation) = generation {
-            connection.stage = Stage::Following(generation, None);
-            // It may say no more and wait all the same. Its end is told without being asked for.
-            let data = epoll::EventData::new_u64(client.0);
-            let _ = epoll::modify(&self.epoll, &connection.socket, data, epoll::EventFlags::empty());
-            self.tell(index, &bytes);
-        } else {
-            connection.stage = Stage::Taking(bytes, 0);
-            self.send_rest(index);
+        if connection.stage == Stage::Taking {
+            return self.send_rest(index);
+        }
+        // It may say no more and wait all the same. Its end is told without being asked for.
+        let data = epoll::EventData::new_u64(client.0);
+        let _ = epoll::modify(&self.epoll, &connection.socket, data, epoll::EventFlags::empty());
+        if connection.send(&connection.bytes) != Ok(connection.bytes.len()) {
+            self.connections.remove(index);
         }
     }
 
     /// Sends what a client can take now; when it has all, it is let go of.
     fn send_rest(&mut self, index: usize) {
         let Some(connection) = self.connections.get_mut(index) else { return };
-        let Stage::Taking(bytes, sent) = &mut connection.stage else { return };
-        while let Some(rest) = bytes.get(*sent..).filter(|rest| !rest.is_empty()) {
-            match send(&connection.socket, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(count) => *sent += count,
+        while !connection.bytes.is_empty() {
+            match connection.send(&connection.bytes) {
+                Ok(count) => connection.bytes = connection.bytes.get(count..).unwrap_or_default().to_vec(),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     let data = epoll::EventData::new_u64(connection.client.0);
@@ -279,52 +285,20 @@ impl Control {
         self.connections.remove(index);
     }
 
-    /// Sends a line to a client that follows a reload; whether it has taken it. One that does not is let go of.
-    fn tell(&mut self, index: usize, line: &[u8]) -> bool {
-        let Some(connection) = self.connections.get(index) else { return false };
-        let sent = send(&connection.socket, line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-        let is_whole = sent == Ok(line.len());
-        if !is_whole {
-            self.connections.remove(index);
-        }
-        is_whole
-    }
-
-    /// Tells those who follow this reload how far it has come.
-    pub(super) fn reload_goes_on(&mut self, (generation, done, of): (Generation, u32, u32)) {
-        let line = format!("{{\"generation\":{},\"done\":{done},\"of\":{of}}}\n", generation.0);
-        let mut index = 0;
-        while let Some(connection) = self.connections.get_mut(index) {
-            if let Stage::Following(followed, told) = &mut connection.stage
-                && *followed == generation
-                && told.replace((done, of)) != Some((done, of))
-                && !self.tell(index, line.as_bytes())
-            {
-                continue;
+    /// Tells those who follow this reload (`None`: any) how it goes on. Lets go of them where that `is_last`, and of those who
+    /// do not take it.
+    pub(super) fn tell(&mut self, generation: Option<Generation>, line: &str, is_last: bool) {
+        self.connections.retain(|one| match one.stage {
+            Stage::Following(followed) if generation.is_none_or(|generation| generation == followed) => {
+                one.send(line.as_bytes()) == Ok(line.len()) && !is_last
             }
-            index += 1;
-        }
-    }
-
-    /// Tells those who follow this reload how it has ended, and lets go of them; `None`: of all, since panzer is stopping.
-    pub(super) fn reload_ended(&mut self, ended: Option<(Generation, &str)>) {
-        let mut index = 0;
-        while let Some(connection) = self.connections.get(index) {
-            match (&connection.stage, ended) {
-                (Stage::Following(followed, _), Some((generation, line))) if *followed == generation => {
-                    if self.tell(index, line.as_bytes()) {
-                        self.connections.remove(index);
-                    }
-                }
-                (Stage::Following(..), None) => drop(self.connections.remove(index)),
-                (Stage::Following(..) | Stage::Asking(_) | Stage::Waiting { .. } | Stage::Taking(..), _) => index += 1,
-            }
-        }
+            Stage::Following(_) | Stage::Asking | Stage::Waiting { .. } | Stage::Taking => true,
+        });
     }
 }
 
 /// The number in the answer to a reload: `{"generation":2}`.
 fn generation_in(body: &str) -> Option<Generation> {
-    let digits: String = body.chars().filter(char::is_ascii_digit).collect();
-    digits.parse().ok().map(Generation)
+    let (_, record) = records(body).next()?;
+    record.get("generation")?.parse().ok().map(Generation)
 }

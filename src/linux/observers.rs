@@ -96,7 +96,9 @@ impl Observers {
 
     /// Answers one of them.
     pub(super) fn answer(&mut self, client: Client, answer: Result<String, String>) {
-        self.control.iter_mut().for_each(|control| control.answer(client, answer.clone()));
+        if let Some(control) = &mut self.control {
+            control.answer(client, answer);
+        }
     }
 
     /// The process of the child that serves metrics, which is no worker's.
@@ -167,10 +169,21 @@ impl Observers {
     /// Remembers how far a reload has come, and tells those who follow it.
     pub(super) fn follow_reload(&mut self, supervisor: &Supervisor) {
         if let Some((generation, done, of)) = supervisor.reload_progress() {
-            self.reload = Some(LastReload { generation, progress: (done, of), result: None });
-            self.control.iter_mut().for_each(|control| control.reload_goes_on((generation, done, of)));
+            let progress = (done, of);
+            let is_known = |known: &LastReload| known.generation == generation && known.progress == progress;
+            if !self.reload.as_ref().is_some_and(is_known) {
+                self.reload = Some(LastReload { generation, progress, result: None });
+                let line = format!("{{\"generation\":{},\"done\":{done},\"of\":{of}}}\n", generation.0);
+                self.tell(Some(generation), &line, false);
+            }
         } else if supervisor.is_stopping() {
-            self.control.iter_mut().for_each(|control| control.reload_ended(None));
+            self.tell(None, "", true);
+        }
+    }
+
+    fn tell(&mut self, generation: Option<Generation>, line: &str, is_last: bool) {
+        if let Some(control) = &mut self.control {
+            control.tell(generation, line, is_last);
         }
     }
 
@@ -182,7 +195,7 @@ impl Observers {
         form.text(Some(result_name(is_ok)));
         form.text(Some(&text));
         let line = form.finish();
-        self.control.iter_mut().for_each(|control| control.reload_ended(Some((generation, &line))));
+        self.tell(Some(generation), &line, true);
         let reload = self.reload.take().filter(|reload| reload.generation == generation);
         let (done, of) = reload.map_or((0, 0), |reload| reload.progress);
         let progress = if is_ok { (of, of) } else { (done, of) };
