@@ -77,15 +77,12 @@ const REFUSED_BY_PANZER: Status = Status(1);
 
 /// Takes the program's name off the arguments, and the word `ctl`; whether it is the client that is meant.
 pub fn is_asked_for(arguments: &mut Vec<OsString>) -> bool {
-    let mut first = || if arguments.is_empty() { OsString::new() } else { arguments.remove(0) };
-    if first().as_bytes().rsplit(|byte| *byte == b'/').next() == Some(b"panzerctl") {
-        return true;
-    }
-    let is_client = arguments.first().is_some_and(|word| word == "ctl");
-    if is_client {
-        arguments.remove(0);
-    }
-    is_client
+    let program = arguments.first().map(|program| program.as_bytes()).unwrap_or_default();
+    let is_called_so = program == b"panzerctl" || program.ends_with(b"/panzerctl");
+    let is_told_so = !is_called_so && arguments.get(1).is_some_and(|word| word == "ctl");
+    let taken = 1 + usize::from(is_told_so);
+    arguments.drain(..taken.min(arguments.len()));
+    is_called_so || is_told_so
 }
 
 /// Does what the arguments after `ctl` ask for, and says why it could not.

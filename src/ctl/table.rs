@@ -235,10 +235,10 @@ fn put(text: &str, width: usize, out: &mut String) {
 }
 
 fn colour_of(state: &str) -> &'static str {
-    match state {
-        "ready" => "\x1b[32m",
-        "waiting" | "ended" => "\x1b[31m",
-        _ => "\x1b[33m",
+    match state.as_bytes() {
+        b"ready" => "\x1b[32m",
+        [b's', ..] => "\x1b[33m",
+        _ => "\x1b[31m",
     }
 }
 

@@ -86,7 +86,10 @@ impl Observers {
             None => Some(metrics.start_at),
             Some(_) => metrics.answer_at,
         });
-        self.control.as_ref().and_then(Control::next_deadline).into_iter().chain(metrics).min()
+        match (self.control.as_ref().and_then(Control::next_deadline), metrics) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
     }
 
     /// What clients ask for.

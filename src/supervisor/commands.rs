@@ -2,6 +2,7 @@
 //!
 //! Pure. Must never trust a line: whatever a client sends is a command or a refusal of one line.
 
+use crate::error::Error;
 use crate::signals::Signal;
 
 /// No request is longer than this, its end included.
@@ -51,14 +52,13 @@ pub fn parse(line: &[u8]) -> Result<Command, String> {
 }
 
 fn number(action: &str, text: &str) -> Result<u32, String> {
-    let number = text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = text.parse().ok().filter(|_| !text.starts_with('+'));
     number.ok_or_else(|| refusal(action, text, "it is not a number"))
 }
 
 /// One line, whatever was sent.
 fn refusal(action: &str, text: &str, cause: &str) -> String {
-    let shown: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    format!("cannot {action} \"{shown}\": {cause}")
+    Error::new(format!("{action} \"{text}\""), cause).to_string()
 }
 
 #[cfg(test)]
