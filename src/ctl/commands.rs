@@ -9,6 +9,7 @@ use super::target::Server;
 use super::{Failure, Variables, ready, reload, status, tell, top};
 use crate::cli::unknown;
 use crate::error::Status;
+use crate::records::column;
 use crate::signals::Signal;
 
 /// Every command, then every option, in the order of the help. The columns:
@@ -53,9 +54,8 @@ struct Word {
 }
 
 impl Word {
-    fn read(row: &'static str) -> Self {
-        let mut columns = row.split('|');
-        let mut next = || columns.next().unwrap_or_default();
+    fn read(mut row: &'static str) -> Self {
+        let mut next = || column(&mut row);
         Self { name: next(), takes: next(), command: next(), summary: next() }
     }
 
@@ -69,7 +69,7 @@ impl Word {
             names.push(word.name);
         }
         let kind = if typed.as_bytes().starts_with(b"-") { "option" } else { "command" };
-        Err(unknown(kind, "", &typed.to_string_lossy(), "panzer ctl -h", &mut names.into_iter()).into())
+        Err(unknown(kind, "", &typed.to_string_lossy(), "panzer ctl -h", &mut names.iter().copied()).into())
     }
 
     fn refuse_arguments(&self, typed: &OsStr) -> Failure {
@@ -127,13 +127,14 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Option<Given>, Failure> 
             words.push(argument);
             continue;
         }
-        let mut parts = bytes.splitn(2, |byte| *byte == b'=');
-        let typed = OsStr::from_bytes(parts.next().unwrap_or_default());
+        let equals = bytes.iter().position(|byte| *byte == b'=').unwrap_or(bytes.len());
+        let (typed, value) = bytes.split_at_checked(equals).unwrap_or_default();
+        let typed = OsStr::from_bytes(typed);
         if typed == "-h" || typed == HELP_OPTION {
             return Ok(None);
         }
         let option = Word::find(typed)?;
-        let value = match parts.next() {
+        let value = match value.get(1..) {
             Some(_) if option.takes.is_empty() => return Err(Failure::unusable("", &argument, "it takes no value")),
             Some(value) => OsStr::from_bytes(value).to_owned(),
             None if option.takes.is_empty() => OsString::new(),
