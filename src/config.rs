@@ -97,7 +97,7 @@ pub enum Balance {
 pub enum ControlSocket {
     /// Under [`control_name`].
     Abstract,
-    /// At this path.
+    /// There, and at this path.
     Path(PathBuf),
     /// Nowhere.
     Off,

@@ -98,11 +98,18 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// What comes before the first such byte, and what after it.
+/// What comes before the first such byte, which is ASCII, and what after it.
 #[must_use]
 pub fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
     let (before, after) = text.split_at_checked(text.bytes().position(|byte| byte == at)?)?;
     Some((before, after.get(1..)?))
+}
+
+/// Takes the next column of a row of text, which `|` separates.
+pub fn column<'a>(rest: &mut &'a str) -> &'a str {
+    let (column, after) = cut(rest, b'|').unwrap_or((rest, ""));
+    *rest = after;
+    column
 }
 
 /// Where the string's closing quote stands.

@@ -481,7 +481,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: true,
-        summary: "where panzer ctl finds panzer; a path in place of the abstract name",
+        summary: "where panzer ctl finds panzer; a path beside the abstract name",
         default: "an abstract name",
     },
     Opt {

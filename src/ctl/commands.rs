@@ -1,79 +1,98 @@
 //! The table of commands and their options: the only place that knows them. The parser and the help are made from it.
 //!
-//! Must never ask panzer for anything: what a command does is in its row.
+//! Must never ask panzer for anything: what a command does is in its function.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write;
-
-use lexopt::Arg;
+use std::os::unix::ffi::OsStrExt;
 
 use super::target::Server;
 use super::{Failure, Variables, ready, reload, status, tell, top};
-use crate::cli::{surplus_value, unknown};
+use crate::cli::unknown;
 use crate::error::Status;
+use crate::records::column;
 use crate::signals::Signal;
 
-const HELP: &str = "panzer ctl -h";
-
-/// A row of the table.
-pub(super) struct Command {
-    pub(super) name: &'static str,
-    /// What comes after it: `SIG` is a signal, anything else a number; in brackets where it may be left out.
-    arguments: &'static str,
-    summary: &'static str,
-    pub(super) run: fn(&Given, &mut Server, Variables<'_>) -> Result<Status, Failure>,
-}
-
-/// Every command, in the order of the help.
-static COMMANDS: [Command; 8] = [
-    Command { name: "status", arguments: "", summary: "what panzer and its workers do", run: status },
-    Command { name: "top", arguments: "", summary: "the same, live", run: top::run },
-    Command {
-        name: "ready",
-        arguments: "",
-        summary: "exit with 0 when all workers are ready, else with 1",
-        run: ready,
-    },
-    Command { name: "reload", arguments: "", summary: "replace all workers, one after the other", run: reload },
-    Command { name: "restart", arguments: "SLOT", summary: "replace one worker", run: tell },
-    Command { name: "scale", arguments: "N", summary: "run N workers", run: tell },
-    Command { name: "stop", arguments: "", summary: "stop all workers and panzer", run: tell },
-    Command { name: "signal", arguments: "SIG [SLOT]", summary: "send SIG to all workers, or to one", run: tell },
+/// Every command, then every option, in the order of the help. The columns:
+///
+/// - the name
+/// - what comes after it: `SIG` is a signal, anything else behind a command a number; in brackets where it may be left out
+/// - the command that an option is for; nothing: all
+/// - what it is
+///
+/// Texts, since a table of their parts would be twice as large.
+const WORDS: [&str; 15] = [
+    "status|||what panzer and its workers do",
+    "top|||the same, live",
+    "ready|||exit with 0 when all workers are ready, else with 1",
+    "reload|||replace all workers, one after the other",
+    "restart|SLOT||replace one worker",
+    "scale|N||run N workers",
+    "stop|||stop all workers and panzer",
+    "signal|SIG [SLOT]||send SIG to all workers, or to one",
+    "--pid|PID||the panzer with this pid",
+    "--pid-file|PATH||the panzer whose pid PATH holds",
+    "--control|PATH||the panzer with this control socket",
+    "--json||status|print JSON",
+    "--min|N|ready|N ready workers are enough",
+    "--wait||reload|wait for the end; exit with 1 when it fails",
+    "--help|||print this help",
 ];
 
-/// An option.
-struct Opt {
+/// The first option.
+const FIRST_OPTION: &str = "--pid";
+const HELP_OPTION: &str = "--help";
+
+/// Where the help's second column stands.
+const SECOND_COLUMN: usize = 20;
+
+/// A row of the table.
+struct Word {
     name: &'static str,
-    /// Its value's name; empty: it takes none.
-    value: &'static str,
-    /// The command that it is for; empty: all.
+    takes: &'static str,
     command: &'static str,
     summary: &'static str,
 }
 
-static OPTIONS: [Opt; 7] = [
-    Opt { name: "pid", value: "PID", command: "", summary: "the panzer with this pid" },
-    Opt { name: "pid-file", value: "PATH", command: "", summary: "the panzer whose pid PATH holds" },
-    Opt { name: "control", value: "PATH", command: "", summary: "the panzer with this control socket" },
-    Opt { name: "json", value: "", command: "status", summary: "print JSON" },
-    Opt { name: "min", value: "N", command: "ready", summary: "N ready workers are enough" },
-    Opt { name: "wait", value: "", command: "reload", summary: "wait for the end; exit with 1 when it fails" },
-    Opt { name: "help", value: "", command: "", summary: "print this help" },
-];
+impl Word {
+    fn read(mut row: &'static str) -> Self {
+        let mut next = || column(&mut row);
+        Self { name: next(), takes: next(), command: next(), summary: next() }
+    }
 
-const HELP_OPTION: &str = "help";
+    fn find(typed: &OsStr) -> Result<Self, Failure> {
+        let mut names = Vec::new();
+        for row in WORDS {
+            let word = Self::read(row);
+            if typed == word.name {
+                return Ok(word);
+            }
+            names.push(word.name);
+        }
+        let kind = if typed.as_bytes().starts_with(b"-") { "option" } else { "command" };
+        Err(unknown(kind, "", &typed.to_string_lossy(), "panzer ctl -h", &mut names.iter().copied()).into())
+    }
+
+    fn refuse_arguments(&self, typed: &OsStr) -> Failure {
+        let cause = if self.takes.is_empty() { "it takes no argument" } else { &format!("it takes {}", self.takes) };
+        Failure::unusable(self.name, typed, cause)
+    }
+}
+
+/// What a command does.
+type Run = fn(&Given, &mut Server, Variables<'_>) -> Result<Status, Failure>;
 
 /// What was typed.
+#[derive(Default)]
 pub(super) struct Given {
-    pub(super) command: &'static Command,
     /// The command and its arguments, as panzer is asked.
     pub(super) request: String,
     pub(super) least_ready: Option<u32>,
-    options: Vec<(&'static Opt, OsString)>,
+    options: Vec<(Word, OsString)>,
 }
 
 impl Given {
     /// The option's value; the last one counts.
+    #[inline(never)]
     pub(super) fn value(&self, name: &str) -> Option<&OsStr> {
         self.options.iter().rev().find(|(option, _)| option.name == name).map(|(_, value)| value.as_os_str())
     }
@@ -82,81 +101,83 @@ impl Given {
     pub(super) fn has(&self, name: &str) -> bool {
         self.value(name).is_some()
     }
+
+    /// What does it.
+    pub(super) fn run(&self) -> Run {
+        match self.request.as_str() {
+            "status" => status,
+            "top" => top::run,
+            "ready" => ready,
+            "reload" => reload,
+            _ => tell,
+        }
+    }
 }
 
 /// Reads the arguments; `None`: the help was asked for.
 #[inline(never)]
 pub(super) fn parse(arguments: Vec<OsString>) -> Result<Option<Given>, Failure> {
     let none = OsStr::new("");
-    let (mut words, mut options) = (Vec::new(), Vec::new());
-    let mut parser = lexopt::Parser::from_args(arguments);
-    while let Some(argument) = parser.next().map_err(|error| Failure::from(surplus_value(&error)))? {
-        let name = match argument {
-            Arg::Short('h') => HELP_OPTION,
-            Arg::Long(name) => name,
-            Arg::Short(letter) => {
-                return Err(Failure::unusable(&format!("-{letter}"), none, "unknown option; see panzer ctl -h"));
-            }
-            Arg::Value(word) => {
-                words.push(word);
-                continue;
-            }
-        };
-        let Some(option) = OPTIONS.iter().find(|option| option.name == name) else {
-            return Err(unknown("option", "--", name, HELP, &mut OPTIONS.iter().map(|option| option.name)).into());
-        };
-        if option.name == HELP_OPTION {
+    let mut given = Given::default();
+    let mut words = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let bytes = argument.as_bytes();
+        if !bytes.starts_with(b"-") {
+            words.push(argument);
+            continue;
+        }
+        let equals = bytes.iter().position(|byte| *byte == b'=').unwrap_or(bytes.len());
+        let (typed, value) = bytes.split_at_checked(equals).unwrap_or_default();
+        let typed = OsStr::from_bytes(typed);
+        if typed == "-h" || typed == HELP_OPTION {
             return Ok(None);
         }
-        let mut value = OsString::new();
-        if !option.value.is_empty() {
-            let missing = || {
-                Failure::unusable(&format!("--{}", option.name), none, &format!("it needs a value, {}", option.value))
-            };
-            value = parser.value().map_err(|_| missing())?;
-        }
-        options.push((option, value));
+        let option = Word::find(typed)?;
+        let value = match value.get(1..) {
+            Some(_) if option.takes.is_empty() => return Err(Failure::unusable("", &argument, "it takes no value")),
+            Some(value) => OsStr::from_bytes(value).to_owned(),
+            None if option.takes.is_empty() => OsString::new(),
+            None => match arguments.next() {
+                Some(value) => value,
+                None => {
+                    return Err(Failure::unusable(option.name, none, &format!("it needs a value, {}", option.takes)));
+                }
+            },
+        };
+        given.options.push((option, value));
     }
     let mut words = words.iter();
     let Some(name) = words.next() else {
         return Err(Failure::unusable("ctl", none, "no command given; see panzer ctl -h"));
     };
-    let Some(command) = COMMANDS.iter().find(|command| name == command.name) else {
-        let mut known = COMMANDS.iter().map(|command| command.name);
-        return Err(unknown("command", "", &name.to_string_lossy(), HELP, &mut known).into());
-    };
-    for (option, _) in &options {
+    let command = Word::find(name)?;
+    for (option, _) in &given.options {
         if !option.command.is_empty() && option.command != command.name {
-            return Err(Failure::unusable(
-                &format!("--{}", option.name),
-                none,
-                &format!("it is for {}", option.command),
-            ));
+            return Err(Failure::unusable(option.name, none, &format!("it is for {}", option.command)));
         }
     }
-    let mut request = command.name.to_owned();
-    let mut names = command.arguments.split_ascii_whitespace();
+    given.request.push_str(command.name);
+    let mut names = command.takes.split_ascii_whitespace();
     for word in words {
-        let refuse = |cause: &str| Failure::unusable(command.name, word, cause);
-        let Some(name) = names.next() else { return Err(refuse(&usage(command))) };
+        let Some(name) = names.next() else { return Err(command.refuse_arguments(word)) };
         let text = word.to_str().filter(|text| text.len() <= LONGEST_WORD).unwrap_or_default();
-        if name == "SIG" && Signal::parse(text).is_none() {
-            return Err(refuse("it is no signal"));
+        let is_signal = name == "SIG";
+        if is_signal && Signal::parse(text).is_none() || !is_signal && text.parse::<u32>().is_err() {
+            let cause = if is_signal { "it is no signal" } else { NO_NUMBER };
+            return Err(Failure::unusable(command.name, word, cause));
         }
-        if name != "SIG" && text.parse::<u32>().is_err() {
-            return Err(refuse("it is no number"));
-        }
-        request.push(' ');
-        request.push_str(text);
+        given.request.push(' ');
+        given.request.push_str(text);
     }
     if names.next().is_some_and(|name| !name.starts_with('[')) {
-        return Err(Failure::unusable(command.name, none, &usage(command)));
+        return Err(command.refuse_arguments(none));
     }
-    let mut given = Given { command, request, least_ready: None, options };
-    if let Some(value) = given.value("min") {
-        let least = value.to_str().and_then(|text| text.parse().ok());
-        let wrong = || Failure::unusable("--min", value, "it is no number");
-        given.least_ready = Some(least.ok_or_else(wrong)?);
+    if let Some(value) = given.value("--min") {
+        given.least_ready = value.to_str().and_then(|text| text.parse().ok());
+        if given.least_ready.is_none() {
+            return Err(Failure::unusable("--min", given.value("--min").unwrap_or(none), NO_NUMBER));
+        }
     }
     Ok(Some(given))
 }
@@ -164,24 +185,27 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Option<Given>, Failure> 
 /// The longest word that can be a signal or a number. A request has an end, too.
 const LONGEST_WORD: usize = 20;
 
-fn usage(command: &Command) -> String {
-    match command.arguments {
-        "" => "it takes no argument".to_owned(),
-        arguments => format!("it takes {arguments}"),
-    }
-}
+const NO_NUMBER: &str = "it is no number";
 
 /// `-h`
 #[inline(never)]
 pub(super) fn help() -> String {
     let mut out =
         "Usage: panzer ctl [OPTIONS] COMMAND [ARGUMENT]...\n\nSees and steers a panzer -n that runs.\n\n".to_owned();
-    for command in &COMMANDS {
-        line(&format!("{} {}", command.name, command.arguments), command.summary, &mut out);
-    }
-    out.push('\n');
-    for option in &OPTIONS {
-        line(&format!("--{} {}", option.name, option.value), option.summary, &mut out);
+    for row in WORDS {
+        let word = Word::read(row);
+        if word.name == FIRST_OPTION {
+            out.push('\n');
+        }
+        let end = out.len() + SECOND_COLUMN;
+        for part in ["  ", word.name, " ", word.takes] {
+            out.push_str(part);
+        }
+        while out.len() < end {
+            out.push(' ');
+        }
+        out.push_str(word.summary);
+        out.push('\n');
     }
     out.push_str(
         "\nWithout an option for it, panzer is that of PANZER_CONTROL, PANZER_PID, PID 1,\n\
@@ -189,10 +213,6 @@ pub(super) fn help() -> String {
          Exit status: 0; 1 when panzer says no; 125 when it cannot be asked.\n",
     );
     out
-}
-
-fn line(what: &str, summary: &str, out: &mut String) {
-    let _ = writeln!(out, "  {what:<18}{summary}");
 }
 
 #[cfg(test)]
@@ -215,7 +235,10 @@ mod tests {
             assert_eq!(read(arguments).unwrap().unwrap().request, request);
         }
         let given = read(&["ready", "--min", "2", "--pid", "1", "--pid", "2"]).unwrap().unwrap();
-        assert_eq!((given.least_ready, given.value("pid"), given.has("json")), (Some(2), Some(OsStr::new("2")), false));
+        assert_eq!(
+            (given.least_ready, given.value("--pid"), given.has("--json")),
+            (Some(2), Some(OsStr::new("2")), false)
+        );
     }
 
     #[test]
@@ -248,7 +271,12 @@ mod tests {
         assert!(read(&["status", "-h"]).unwrap().is_none() && read(&["--help"]).unwrap().is_none());
         let help = help();
         assert!(help.lines().all(|line| line.len() <= 80), "{help}");
-        assert!(COMMANDS.iter().all(|command| help.contains(command.summary)));
-        assert!(OPTIONS.iter().all(|option| help.contains(option.summary)));
+        for row in WORDS {
+            let word = Word::read(row);
+            assert!(
+                help.contains(&format!("\n  {} {}", word.name, word.takes)) && help.contains(word.summary),
+                "{row}"
+            );
+        }
     }
 }

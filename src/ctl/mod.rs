@@ -47,7 +47,7 @@ impl Failure {
     /// What was typed means nothing.
     #[inline(never)]
     fn unusable(what: &str, typed: &OsStr, cause: &str) -> Self {
-        let space = if typed.is_empty() { "" } else { " " };
+        let space = if what.is_empty() || typed.is_empty() { "" } else { " " };
         Self::new(&format!("use {what}{space}{}", typed.display()), cause)
     }
 
@@ -77,15 +77,12 @@ const REFUSED_BY_PANZER: Status = Status(1);
 
 /// Takes the program's name off the arguments, and the word `ctl`; whether it is the client that is meant.
 pub fn is_asked_for(arguments: &mut Vec<OsString>) -> bool {
-    let mut first = || if arguments.is_empty() { OsString::new() } else { arguments.remove(0) };
-    if first().as_bytes().rsplit(|byte| *byte == b'/').next() == Some(b"panzerctl") {
-        return true;
-    }
-    let is_client = arguments.first().is_some_and(|word| word == "ctl");
-    if is_client {
-        arguments.remove(0);
-    }
-    is_client
+    let program = arguments.first().map(|program| program.as_bytes()).unwrap_or_default();
+    let is_called_so = program == b"panzerctl" || program.ends_with(b"/panzerctl");
+    let is_told_so = !is_called_so && arguments.get(1).is_some_and(|word| word == "ctl");
+    let taken = 1 + usize::from(is_told_so);
+    arguments.drain(..taken.min(arguments.len()));
+    is_called_so || is_told_so
 }
 
 /// Does what the arguments after `ctl` ask for, and says why it could not.
@@ -100,7 +97,7 @@ pub fn run(arguments: Vec<OsString>, variable: &dyn Fn(&str) -> Option<OsString>
 fn try_to_run(arguments: Vec<OsString>, variable: Variables<'_>) -> Result<Status, Failure> {
     let Some(given) = commands::parse(arguments)? else { return print(&commands::help()) };
     let mut server = target::find(&given, variable)?;
-    let run = given.command.run;
+    let run = given.run();
     run(&given, &mut server, variable)
 }
 
@@ -126,7 +123,7 @@ fn of_panzer(document: &str) -> Option<Record<'_>> {
 /// `status`
 fn status(given: &Given, server: &mut Server, variable: Variables<'_>) -> Result<Status, Failure> {
     let document = ask(server, &given.request, END)?;
-    if given.has("json") {
+    if given.has("--json") {
         return print(&document);
     }
     let stdout = rustix::stdio::stdout();
@@ -153,7 +150,7 @@ fn ready(given: &Given, server: &mut Server, _: Variables<'_>) -> Result<Status,
 
 /// `reload`
 fn reload(given: &Given, server: &mut Server, _: Variables<'_>) -> Result<Status, Failure> {
-    if !given.has("wait") {
+    if !given.has("--wait") {
         let body = ask(server, "reload", "")?;
         let generation = of_panzer(&body).and_then(|record| record.get("generation")).unwrap_or_default();
         return print(&format!("reloading to generation {}\n", clean(generation)));

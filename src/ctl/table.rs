@@ -51,6 +51,15 @@ struct Column {
     shape: Shape,
 }
 
+/// The first line.
+const HEAD: [Column; 5] = [
+    Column { heading: "panzer ", field: "version", shape: Shape::Text },
+    Column { heading: ", pid ", field: "pid", shape: Shape::Text },
+    Column { heading: ", up ", field: "uptime_seconds", shape: Shape::Time },
+    Column { heading: ", generation ", field: "generation", shape: Shape::Text },
+    Column { heading: ": ", field: "doing", shape: Shape::Text },
+];
+
 const LISTENERS: [Column; 3] = [
     Column { heading: "LISTENER", field: "address", shape: Shape::Text },
     Column { heading: "QUEUE", field: "queue", shape: Shape::Queue },
@@ -110,15 +119,11 @@ pub(super) fn is_colourful(variable: Variables<'_>) -> bool {
 pub(super) fn page(document: &str, view: &View<'_>) -> String {
     let mut out = String::new();
     if let Some(panzer) = of_panzer(document) {
-        let get = |name: &str| clean(panzer.get(name).unwrap_or_default());
-        let head = format!(
-            "panzer {}, pid {}, up {}, generation {}: {}",
-            get("version"),
-            get("pid"),
-            time(&get("uptime_seconds")),
-            get("generation"),
-            get("doing")
-        );
+        let mut head = String::new();
+        for column in &HEAD {
+            head.push_str(column.heading);
+            head.push_str(&cell(column, panzer, 0, view));
+        }
         put(&head, view.columns, &mut out);
         add('\n', &mut out);
     }
@@ -234,11 +239,12 @@ fn put(text: &str, width: usize, out: &mut String) {
     }
 }
 
+/// Ready; starting or stopping; without a process.
 fn colour_of(state: &str) -> &'static str {
-    match state {
-        "ready" => "\x1b[32m",
-        "waiting" | "ended" => "\x1b[31m",
-        _ => "\x1b[33m",
+    match state.as_bytes() {
+        b"ready" => "\x1b[32m",
+        [b's', ..] => "\x1b[33m",
+        _ => "\x1b[31m",
     }
 }
 
@@ -299,11 +305,15 @@ fn percent(row: Record<'_>, view: &View<'_>) -> Option<u64> {
 fn end(row: Record<'_>) -> String {
     let mut out = row.get("last_end").map(clean).unwrap_or_default();
     if let Some(ago) = row.get("last_end_seconds_ago") {
-        let _ = write!(out, " {} ago", time(ago));
+        for part in [" ", &time(ago), " ago"] {
+            out.push_str(part);
+        }
     }
     if let Some(status) = row.get("status") {
-        let separator = if out.is_empty() { "" } else { "; " };
-        let _ = write!(out, "{separator}{}", clean(status));
+        if !out.is_empty() {
+            out.push_str("; ");
+        }
+        out.push_str(&clean(status));
     }
     out
 }

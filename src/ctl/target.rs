@@ -116,14 +116,14 @@ fn own_namespace() -> u64 {
 #[inline(never)]
 pub(super) fn find(given: &Given, variable: Variables<'_>) -> Result<Server, Failure> {
     let none = OsStr::new("");
-    if let Some(path) = given.value("control") {
+    if let Some(path) = given.value("--control") {
         return Server::named(0, path);
     }
-    if let Some(typed) = given.value("pid") {
+    if let Some(typed) = given.value("--pid") {
         let wrong = || Failure::unusable("--pid", typed, "it is no pid");
         return Server::named(typed.to_str().and_then(pid_of).ok_or_else(wrong)?, none);
     }
-    if let Some(path) = given.value("pid-file") {
+    if let Some(path) = given.value("--pid-file") {
         let refuse = |cause: &str| Failure::unusable("--pid-file", path, cause);
         let content = read_file(Path::new(path)).map_err(|error| refuse(&cause(&error.into())))?;
         let content = std::str::from_utf8(&content).unwrap_or_default();

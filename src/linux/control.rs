@@ -14,6 +14,7 @@ use rustix::net::{
     send, socket_with,
 };
 
+use super::idle;
 use super::listen::bind_path;
 use super::own_path::OwnPath;
 use super::peer::{Peer, peer_of};
@@ -36,16 +37,16 @@ const REST: Duration = Duration::from_secs(1);
 const MODE: u32 = 0o600;
 
 /// How far a client is.
-#[derive(Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
-    /// It has sent this much of its request.
-    Asking(Vec<u8>),
+    /// It sends its request.
+    Asking,
     /// It waits for its answer; it has asked to be told how a reload ends.
     Waiting { follows: bool },
-    /// It is told how this reload goes on; what it was told last.
-    Following(Generation, Option<(u32, u32)>),
-    /// It takes this answer, from here on.
-    Taking(Vec<u8>, usize),
+    /// It is told how this reload goes on.
+    Following(Generation),
+    /// It takes its answer.
+    Taking,
 }
 
 /// A client.
@@ -54,55 +55,72 @@ struct Connection {
     client: Client,
     socket: OwnedFd,
     stage: Stage,
+    /// What it has sent of its request; what it has not taken of its answer.
+    bytes: Vec<u8>,
+}
+
+impl Connection {
+    /// Sends it something; how much it has taken.
+    fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+    }
 }
 
 /// The socket and who has come to it.
 #[derive(Debug)]
 pub(super) struct Control {
     epoll: OwnedFd,
-    listener: OwnedFd,
-    /// Where it is in the file system.
-    _path: Option<OwnPath>,
+    listeners: Vec<OwnedFd>,
+    /// The one that is in the file system.
+    path: Option<OwnPath>,
     connections: Vec<Connection>,
     last: Client,
     /// Until when nobody is let in.
     rests_until: Option<Duration>,
 }
 
-/// What the listener is among the clients' numbers.
-const LISTENER: u64 = 0;
+/// What the listeners are among the clients' numbers: below this one.
+const FIRST_CLIENT: u64 = 2;
 
 /// A request, or why there is none to be done.
 pub(super) type Request = (Client, Command);
 
 impl Control {
+    /// Nobody can come yet.
+    ///
+    /// # Errors
+    /// The kernel has no descriptor.
+    pub(super) fn new() -> Result<Self, Errno> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let (listeners, connections) = (Vec::new(), Vec::new());
+        Ok(Self { epoll, listeners, path: None, connections, last: Client(FIRST_CLIENT), rests_until: None })
+    }
+
     /// Listens under an abstract name (`unix(7)`), which needs no file system.
     ///
     /// # Errors
     /// Somebody has that name, or the kernel has no descriptor.
-    pub(super) fn abstract_name(name: &str) -> Result<Self, Errno> {
+    pub(super) fn listen_by_name(&mut self, name: &str) -> Result<(), Errno> {
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
         listen(&socket, BACKLOG)?;
-        Self::new(socket, None)
+        self.add(socket)
     }
 
     /// Listens at a path. Never takes it away from somebody who does.
     ///
     /// # Errors
     /// Why it cannot be had.
-    pub(super) fn path(path: &Path) -> Result<Self, String> {
+    pub(super) fn listen_at(&mut self, path: &Path) -> Result<(), String> {
         let (socket, own) = bind_path(path, Some(MODE), BACKLOG)?;
-        Self::new(socket, Some(own)).map_err(|error| crate::error::cause(&error.into()))
+        self.path = Some(own);
+        self.add(socket).map_err(crate::error::words)
     }
 
-    fn new(listener: OwnedFd, path: Option<OwnPath>) -> Result<Self, Errno> {
+    fn add(&mut self, listener: OwnedFd) -> Result<(), Errno> {
         rustix::io::ioctl_fionbio(&listener, true)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let (connections, rests_until) = (Vec::new(), None);
-        let control = Self { epoll, listener, _path: path, connections, last: Client(LISTENER), rests_until };
-        control.watch(&control.listener, LISTENER, epoll::EventFlags::IN)?;
-        Ok(control)
+        self.listeners.push(listener);
+        self.listen_again()
     }
 
     fn watch(&self, socket: &OwnedFd, number: u64, events: epoll::EventFlags) -> Result<(), Errno> {
@@ -124,37 +142,43 @@ impl Control {
         if self.rests_until.take_if(|until| *until <= now).is_some() && self.listen_again().is_err() {
             self.rests_until = Some(now + REST);
         }
-        let mut space = Vec::with_capacity(DONE_AT_ONCE);
+        let mut space = idle::EMPTY;
         let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let buffer = rustix::buffer::spare_capacity(&mut space);
-        if epoll::wait(&self.epoll, buffer, Some(&at_once)).is_err() {
-            return Vec::new();
-        }
+        let events = idle::wait(self.epoll.as_fd(), &mut space, Some(&at_once), false).unwrap_or_default();
         let mut requests = Vec::new();
-        for event in space {
+        for event in events {
             match event.data.u64() {
-                LISTENER => self.let_in(now, &mut requests),
-                number => requests.extend(self.serve(Client(number))),
+                number if number >= FIRST_CLIENT => self.serve(Client(number), &mut requests),
+                number => self.let_in(now, number, &mut requests),
             }
         }
         requests
     }
 
+    /// Has epoll tell of those who come.
     fn listen_again(&self) -> Result<(), Errno> {
-        self.watch(&self.listener, LISTENER, epoll::EventFlags::IN)
+        for (number, listener) in (0..).zip(&self.listeners) {
+            match self.watch(listener, number, epoll::EventFlags::IN) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
-    /// Lets those in who have come.
-    fn let_in(&mut self, now: Duration, requests: &mut Vec<Request>) {
+    /// Lets those in who have come to a listener.
+    fn let_in(&mut self, now: Duration, number: u64, requests: &mut Vec<Request>) {
+        let index = usize::try_from(number).unwrap_or_default();
         for _ in 0..DONE_AT_ONCE {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = match accept_with(&self.listener, flags) {
+            let Some(listener) = self.listeners.get(index) else { return };
+            let socket = match accept_with(listener, flags) {
                 Ok(socket) => socket,
                 Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
                 Err(_) => {
                     // Short of descriptors: the kernel would tell of the same client again and again.
                     self.connections.clear();
-                    let _ = epoll::delete(&self.epoll, &self.listener);
+                    let _ = epoll::delete(&self.epoll, listener);
                     self.rests_until = Some(now + REST);
                     return;
                 }
@@ -164,8 +188,7 @@ impl Control {
             if self.watch(&socket, client.0, epoll::EventFlags::IN).is_err() {
                 continue;
             }
-            let stage = Stage::Asking(Vec::new());
-            self.connections.push(Connection { client, socket, stage });
+            self.connections.push(Connection { client, socket, stage: Stage::Asking, bytes: Vec::new() });
             if self.connections.len() > MOST_CLIENTS {
                 // Whoever follows a reload stays if there is another one, and this one stays in any case.
                 let may_go = |one: &Connection| one.client != client && !matches!(one.stage, Stage::Following(..));
@@ -175,10 +198,10 @@ impl Control {
             match self.refusal(client) {
                 Some(refusal) => {
                     self.pass_over_request(client);
-                    self.answer(client, Err(refusal));
+                    self.answer(client, Err(refusal), None);
                 }
                 // Most have sent their request by now.
-                None => requests.extend(self.serve(client)),
+                None => self.serve(client, requests),
             }
         }
     }
@@ -206,75 +229,73 @@ impl Control {
     }
 
     /// A client can be read from or written to, or is gone.
-    fn serve(&mut self, client: Client) -> Option<Request> {
-        let index = self.index_of(client)?;
-        let connection = self.connections.get_mut(index)?;
-        match &mut connection.stage {
-            Stage::Asking(request) => {
-                let mut bytes = [0; LONGEST_REQUEST];
-                match recv(&connection.socket, &mut bytes, RecvFlags::DONTWAIT) {
-                    Err(Errno::AGAIN | Errno::INTR) => return None,
-                    Err(_) | Ok((0, _)) => {
-                        self.connections.remove(index);
-                        return None;
-                    }
-                    Ok((count, _)) => request.extend(bytes.iter().take(count)),
-                }
-                let end = request.iter().position(|byte| *byte == b'\n');
-                let parsed = match end {
-                    Some(end) if end < LONGEST_REQUEST => commands::parse(request.get(..end).unwrap_or_default()),
-                    None if request.len() < LONGEST_REQUEST => return None,
-                    Some(_) | None => {
-                        Err(format!("cannot read the request: it is longer than {LONGEST_REQUEST} bytes"))
-                    }
-                };
-                match parsed {
-                    Ok(command) => {
-                        connection.stage = Stage::Waiting { follows: command == Command::Reload { waits: true } };
-                        return Some((client, command));
-                    }
-                    Err(refusal) => self.answer(client, Err(refusal)),
-                }
-            }
-            // It says more than it should, or is gone.
-            Stage::Waiting { .. } | Stage::Following(..) => drop(self.connections.remove(index)),
-            Stage::Taking(..) => self.send_rest(index),
+    fn serve(&mut self, client: Client, requests: &mut Vec<Request>) {
+        let Some(index) = self.index_of(client) else { return };
+        let Some(connection) = self.connections.get_mut(index) else { return };
+        if connection.stage == Stage::Taking {
+            return self.send_rest(index);
         }
-        None
+        let mut bytes = [0; LONGEST_REQUEST];
+        let count = match recv(&connection.socket, &mut bytes, RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::INTR) => return,
+            Ok((count, _)) if connection.stage == Stage::Asking => count,
+            // It says more than it should, or is gone.
+            Ok(_) | Err(_) => 0,
+        };
+        if count == 0 {
+            self.connections.remove(index);
+            return;
+        }
+        connection.bytes.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        let request = &connection.bytes;
+        let parsed = match request.iter().position(|byte| *byte == b'\n') {
+            Some(end) if end < LONGEST_REQUEST => commands::parse(request.get(..end).unwrap_or_default()),
+            None if request.len() < LONGEST_REQUEST => return,
+            Some(_) | None => Err(format!("cannot read the request: it is longer than {LONGEST_REQUEST} bytes")),
+        };
+        match parsed {
+            Ok(command) => {
+                connection.stage = Stage::Waiting { follows: command == Command::Reload { waits: true } };
+                requests.push((client, command));
+            }
+            Err(refusal) => self.answer(client, Err(refusal), None),
+        }
     }
 
     /// Sends the answer to a request: the first line, and what there is to say. That is the end of it, but for a client that
-    /// follows a reload.
-    pub(super) fn answer(&mut self, client: Client, answer: Result<String, String>) {
+    /// follows the `reload` that the answer is about.
+    pub(super) fn answer(&mut self, client: Client, answer: Result<String, String>, reload: Option<Generation>) {
         let Some(index) = self.index_of(client) else { return };
         let Some(connection) = self.connections.get_mut(index) else { return };
-        let (first, body) = match &answer {
-            Ok(body) => ("panzer 1 ok\n", body),
-            Err(refusal) => ("panzer 1 error ", refusal),
+        let is_ok = answer.is_ok();
+        let (Ok(body) | Err(body)) = answer;
+        let mut text = String::from(if is_ok { "panzer 1 ok\n" } else { "panzer 1 error " });
+        text.push_str(&body);
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        connection.bytes = text.into_bytes();
+        connection.stage = match (connection.stage, reload) {
+            (Stage::Waiting { follows: true }, Some(generation)) => Stage::Following(generation),
+            (Stage::Asking | Stage::Waiting { .. } | Stage::Following(_) | Stage::Taking, _) => Stage::Taking,
         };
-        let end = if body.is_empty() || body.ends_with('\n') { "" } else { "\n" };
-        let bytes = [first, body, end].concat().into_bytes();
-        let follows = matches!(connection.stage, Stage::Waiting { follows: true });
-        let generation = answer.as_ref().ok().filter(|_| follows).and_then(|body| generation_in(body));
-        if let Some(generation) = generation {
-            connection.stage = Stage::Following(generation, None);
-            // It may say no more and wait all the same. Its end is told without being asked for.
-            let data = epoll::EventData::new_u64(client.0);
-            let _ = epoll::modify(&self.epoll, &connection.socket, data, epoll::EventFlags::empty());
-            self.tell(index, &bytes);
-        } else {
-            connection.stage = Stage::Taking(bytes, 0);
-            self.send_rest(index);
+        if connection.stage == Stage::Taking {
+            return self.send_rest(index);
+        }
+        // It may say no more and wait all the same. Its end is told without being asked for.
+        let data = epoll::EventData::new_u64(client.0);
+        let _ = epoll::modify(&self.epoll, &connection.socket, data, epoll::EventFlags::empty());
+        if connection.send(&connection.bytes) != Ok(connection.bytes.len()) {
+            self.connections.remove(index);
         }
     }
 
     /// Sends what a client can take now; when it has all, it is let go of.
     fn send_rest(&mut self, index: usize) {
         let Some(connection) = self.connections.get_mut(index) else { return };
-        let Stage::Taking(bytes, sent) = &mut connection.stage else { return };
-        while let Some(rest) = bytes.get(*sent..).filter(|rest| !rest.is_empty()) {
-            match send(&connection.socket, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(count) => *sent += count,
+        while !connection.bytes.is_empty() {
+            match connection.send(&connection.bytes) {
+                Ok(count) => connection.bytes = connection.bytes.get(count..).unwrap_or_default().to_vec(),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     let data = epoll::EventData::new_u64(connection.client.0);
@@ -289,52 +310,14 @@ impl Control {
         self.connections.remove(index);
     }
 
-    /// Sends a line to a client that follows a reload; whether it has taken it. One that does not is let go of.
-    fn tell(&mut self, index: usize, line: &[u8]) -> bool {
-        let Some(connection) = self.connections.get(index) else { return false };
-        let sent = send(&connection.socket, line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-        let is_whole = sent == Ok(line.len());
-        if !is_whole {
-            self.connections.remove(index);
-        }
-        is_whole
-    }
-
-    /// Tells those who follow this reload how far it has come.
-    pub(super) fn reload_goes_on(&mut self, (generation, done, of): (Generation, u32, u32)) {
-        let line = format!("{{\"generation\":{},\"done\":{done},\"of\":{of}}}\n", generation.0);
-        let mut index = 0;
-        while let Some(connection) = self.connections.get_mut(index) {
-            if let Stage::Following(followed, told) = &mut connection.stage
-                && *followed == generation
-                && told.replace((done, of)) != Some((done, of))
-                && !self.tell(index, line.as_bytes())
-            {
-                continue;
+    /// Tells those who follow this reload (`None`: any) how it goes on. Lets go of them where that `is_last`, and of those who
+    /// do not take it.
+    pub(super) fn tell(&mut self, generation: Option<Generation>, line: &str, is_last: bool) {
+        self.connections.retain(|one| match one.stage {
+            Stage::Following(followed) if generation.is_none_or(|generation| generation == followed) => {
+                one.send(line.as_bytes()) == Ok(line.len()) && !is_last
             }
-            index += 1;
-        }
+            Stage::Following(_) | Stage::Asking | Stage::Waiting { .. } | Stage::Taking => true,
+        });
     }
-
-    /// Tells those who follow this reload how it has ended, and lets go of them; `None`: of all, since panzer is stopping.
-    pub(super) fn reload_ended(&mut self, ended: Option<(Generation, &str)>) {
-        let mut index = 0;
-        while let Some(connection) = self.connections.get(index) {
-            match (&connection.stage, ended) {
-                (Stage::Following(followed, _), Some((generation, line))) if *followed == generation => {
-                    if self.tell(index, line.as_bytes()) {
-                        self.connections.remove(index);
-                    }
-                }
-                (Stage::Following(..), None) => drop(self.connections.remove(index)),
-                (Stage::Following(..) | Stage::Asking(_) | Stage::Waiting { .. } | Stage::Taking(..), _) => index += 1,
-            }
-        }
-    }
-}
-
-/// The number in the answer to a reload: `{"generation":2}`.
-fn generation_in(body: &str) -> Option<Generation> {
-    let digits: String = body.chars().filter(char::is_ascii_digit).collect();
-    digits.parse().ok().map(Generation)
 }

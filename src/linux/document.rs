@@ -85,8 +85,8 @@ impl Sources<'_> {
         self.view.supervisor.each_row(&mut |row| self.fill_in_worker(row, &mut form));
         let statistics = self.view.supervisor.statistics();
         form.then(COUNTS);
-        for count in statistics.restarts {
-            form.number(Some(count));
+        for count in &statistics.restarts {
+            form.number(Some(*count));
         }
         form.number(Some(statistics.reloads_ok));
         form.number(Some(statistics.reloads_failed));
@@ -108,18 +108,13 @@ impl Sources<'_> {
         form.number(Some(overview.generation.0));
         form.number(Some(overview.workers.into()));
         form.number(Some(overview.ready.into()));
-        let (mut progress, mut result) = ([None; 3], (None, None));
-        if let Some(LastReload { generation, progress: (done, of), result: ended }) = self.reload {
-            progress = [Some(generation.0), Some((*done).into()), Some((*of).into())];
-            if let Some((is_ok, message)) = ended {
-                result = (Some(result_name(*is_ok)), Some(message.as_str()));
-            }
-        }
-        for number in progress {
-            form.number(number);
-        }
-        form.text(result.0);
-        form.text(result.1);
+        let reload = self.reload;
+        form.number(reload.map(|reload| reload.generation.0));
+        form.number(reload.map(|reload| reload.progress.0.into()));
+        form.number(reload.map(|reload| reload.progress.1.into()));
+        let result = reload.and_then(|reload| reload.result.as_ref());
+        form.text(result.map(|(is_ok, _)| result_name(*is_ok)));
+        form.text(result.map(|(_, message)| message.as_str()));
     }
 
     fn fill_in_worker(&self, row: &Row<'_>, form: &mut Form) {
@@ -159,8 +154,8 @@ fn fill_in_listener(address: &str, name: Option<&str>, sockets: &[Rc<OwnedFd>], 
 fn fill_in_histogram(metric: &str, histogram: &Histogram, form: &mut Form) {
     form.element(HISTOGRAM);
     form.text(Some(metric));
-    for count in histogram.counts {
-        form.number(Some(count));
+    for count in &histogram.counts {
+        form.number(Some(*count));
     }
     form.seconds(Some(histogram.sum));
 }

@@ -29,7 +29,6 @@ use super::token::Token;
 use crate::config::VERSION;
 use crate::error::{Error, Status, words};
 use crate::signals::Signal;
-use crate::supervisor::commands::Command;
 use crate::supervisor::report::{Level, Report};
 use crate::supervisor::{Effect, End, Event, Generation, NotRun, WorkerId};
 
@@ -280,18 +279,10 @@ impl Running {
         }
     }
 
-    /// Does what clients of the control socket ask for.
+    /// Hears what clients of the control socket ask for.
     fn handle_control(&mut self) {
-        for (client, command) in self.prepared.observers.requests(self.start.elapsed()) {
-            if command == Command::Status {
-                // What has happened until now is in it.
-                self.settle();
-                let document = self.show(|observers, view| observers.document(view)).unwrap_or_default();
-                self.prepared.observers.answer(client, Ok(document));
-            } else {
-                self.events.push_back(Event::Asked(client, command));
-            }
-        }
+        let requests = self.prepared.observers.requests(self.start.elapsed());
+        self.events.extend(requests.into_iter().map(|(client, command)| Event::Asked(client, command)));
     }
 
     /// The child that serves metrics wants something, or is gone.
@@ -308,7 +299,7 @@ impl Running {
             return;
         }
         self.handle_control();
-        self.show(Observers::answer_server);
+        self.show(&mut Observers::answer_server);
         if let Err(error) = self.prepared.observers.ensure_server(now, &self.epoll) {
             let error = Errno::from_io_error(&error).unwrap_or(Errno::IO);
             self.complain("start the process that serves metrics", error, "trying again in 1s");
@@ -316,11 +307,11 @@ impl Running {
     }
 
     /// Shows everything to those who look at panzer from outside.
-    fn show<T>(&mut self, look: fn(&mut Observers, &View<'_>) -> T) -> Option<T> {
+    fn show(&mut self, look: &mut dyn FnMut(&mut Observers, &View<'_>)) {
         let Self { prepared: Prepared { decider, launcher, ports, observers, .. }, children, start, .. } = self;
-        let Decider::Supervise(supervisor) = &*decider else { return None };
+        let Decider::Supervise(supervisor) = &*decider else { return };
         let (listeners, ports) = (launcher.listeners.as_slice(), ports.as_ref());
-        Some(look(observers, &View { now: start.elapsed(), supervisor, children, listeners, ports }))
+        look(observers, &View { now: start.elapsed(), supervisor, children, listeners, ports });
     }
 
     /// Answers what workers ask of their ports.
@@ -389,7 +380,9 @@ impl Running {
                         self.prepared.observers.reload_ended(generation, is_ok, text);
                     }
                 }
-                Effect::Answer(client, answer) => self.prepared.observers.answer(client, answer),
+                Effect::Answer(client, answer) => {
+                    self.show(&mut |observers, view| observers.answer(client, answer.clone(), view));
+                }
                 Effect::Exit(status) => self.status = Some(status),
             }
         }

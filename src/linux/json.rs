@@ -15,6 +15,7 @@ pub(super) struct Form {
 
 impl Form {
     /// Goes on with this layout after the last value of the one before.
+    #[inline(never)]
     pub(super) fn then(&mut self, layout: &'static str) {
         self.advance();
         self.layout = layout;

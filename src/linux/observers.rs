@@ -18,6 +18,7 @@ use super::ports::Ports;
 use super::sys::Pid;
 use super::token::Token;
 use super::usage::Usages;
+use crate::supervisor::commands::Answer;
 use crate::supervisor::{Client, Generation, Supervisor};
 
 /// The child that serves metrics gets no more than one document in this time, whatever it has become.
@@ -86,7 +87,10 @@ impl Observers {
             None => Some(metrics.start_at),
             Some(_) => metrics.answer_at,
         });
-        self.control.as_ref().and_then(Control::next_deadline).into_iter().chain(metrics).min()
+        match (self.control.as_ref().and_then(Control::next_deadline), metrics) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
     }
 
     /// What clients ask for.
@@ -95,8 +99,20 @@ impl Observers {
     }
 
     /// Answers one of them.
-    pub(super) fn answer(&mut self, client: Client, answer: Result<String, String>) {
-        self.control.iter_mut().for_each(|control| control.answer(client, answer.clone()));
+    pub(super) fn answer(&mut self, client: Client, answer: Result<Answer, String>, view: &View<'_>) {
+        let mut reload = None;
+        let answer = answer.map(|answer| match answer {
+            Answer::Document => self.document(view),
+            Answer::Ready(ready, workers) => format!("{{\"ready\":{ready},\"workers\":{workers}}}"),
+            Answer::Reloading(generation) => {
+                reload = Some(generation);
+                format!("{{\"generation\":{}}}", generation.0)
+            }
+            Answer::Done(text) => text,
+        });
+        if let Some(control) = &mut self.control {
+            control.answer(client, answer, reload);
+        }
     }
 
     /// The process of the child that serves metrics, which is no worker's.
@@ -167,10 +183,21 @@ impl Observers {
     /// Remembers how far a reload has come, and tells those who follow it.
     pub(super) fn follow_reload(&mut self, supervisor: &Supervisor) {
         if let Some((generation, done, of)) = supervisor.reload_progress() {
-            self.reload = Some(LastReload { generation, progress: (done, of), result: None });
-            self.control.iter_mut().for_each(|control| control.reload_goes_on((generation, done, of)));
+            let progress = (done, of);
+            let is_known = |known: &LastReload| known.generation == generation && known.progress == progress;
+            if !self.reload.as_ref().is_some_and(is_known) {
+                self.reload = Some(LastReload { generation, progress, result: None });
+                let line = format!("{{\"generation\":{},\"done\":{done},\"of\":{of}}}\n", generation.0);
+                self.tell(Some(generation), &line, false);
+            }
         } else if supervisor.is_stopping() {
-            self.control.iter_mut().for_each(|control| control.reload_ended(None));
+            self.tell(None, "", true);
+        }
+    }
+
+    fn tell(&mut self, generation: Option<Generation>, line: &str, is_last: bool) {
+        if let Some(control) = &mut self.control {
+            control.tell(generation, line, is_last);
         }
     }
 
@@ -182,7 +209,7 @@ impl Observers {
         form.text(Some(result_name(is_ok)));
         form.text(Some(&text));
         let line = form.finish();
-        self.control.iter_mut().for_each(|control| control.reload_ended(Some((generation, &line))));
+        self.tell(Some(generation), &line, true);
         let reload = self.reload.take().filter(|reload| reload.generation == generation);
         let (done, of) = reload.map_or((0, 0), |reload| reload.progress);
         let progress = if is_ok { (of, of) } else { (done, of) };

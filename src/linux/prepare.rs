@@ -229,20 +229,20 @@ fn port_filter(config: &Config, takes_sockets: bool, log: &mut Log) -> Result<Op
 
 /// Where `panzer ctl` finds panzer. A path that cannot be had is refused; without the abstract name panzer goes on.
 fn control(config: &Config, log: &mut Log) -> Result<Option<Control>, Error> {
-    match &config.control {
-        ControlSocket::Off => Ok(None),
-        ControlSocket::Path(path) => Control::path(&state_files::absolute("--control", path)?)
-            .map(Some)
-            .map_err(|problem| Error::about("use --control", &path.display(), problem)),
-        ControlSocket::Abstract => {
-            let name = control_name(sys::pid_namespace(), sys::Pid::own().number());
-            let control = Control::abstract_name(&name).map_err(|error| {
-                let error = Error::about("listen on", &format_args!("@{name}"), words(error));
-                log.say(Level::Warning, "no_control", &format!("{error}; going on without panzer ctl"));
-            });
-            Ok(control.ok())
-        }
+    if config.control == ControlSocket::Off {
+        return Ok(None);
     }
+    let mut control = Control::new().map_err(|error| system("watch for events", error))?;
+    let name = control_name(sys::pid_namespace(), sys::Pid::own().number());
+    if let Err(error) = control.listen_by_name(&name) {
+        let error = Error::about("listen on", &format_args!("@{name}"), words(error));
+        log.say(Level::Warning, "no_control", &format!("{error}; panzer ctl will not find this panzer by its pid"));
+    }
+    if let ControlSocket::Path(path) = &config.control {
+        let absolute = state_files::absolute("--control", path)?;
+        control.listen_at(&absolute).map_err(|problem| Error::about("use --control", &path.display(), problem))?;
+    }
+    Ok(Some(control))
 }
 
 /// Where metrics are served: for nobody's inheritance.

@@ -8,6 +8,7 @@ use super::events::say;
 use super::report::{Report, Scaled, Workers};
 use super::worker::{Recycling, State};
 use super::{Asker, Effect, Generation, Supervisor, Why};
+use crate::error::Error;
 use crate::signals::Signal;
 
 /// No request is longer than this, its end included.
@@ -168,14 +169,13 @@ pub fn parse(line: &[u8]) -> Result<Command, String> {
 }
 
 fn number(action: &str, text: &str) -> Result<u32, String> {
-    let number = text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = text.parse().ok().filter(|_| !text.starts_with('+'));
     number.ok_or_else(|| refusal(action, text, "it is not a number"))
 }
 
 /// One line, whatever was sent.
 fn refusal(action: &str, text: &str, cause: &str) -> String {
-    let shown: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    format!("cannot {action} \"{shown}\": {cause}")
+    Error::new(format!("{action} \"{text}\""), cause).to_string()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Must never touch the system, nor leave out what one of the formats wants: all lines of a family together, none twice.
 
-use crate::records::{Value, records, thousandths, unescape};
+use crate::records::{Value, column, records, thousandths, unescape};
 
 /// What the older format is called, and OpenMetrics.
 const TEXT_KIND: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -58,13 +58,6 @@ pub(super) fn readiness(document: &str, out: &mut Vec<u8>) -> bool {
     push(out, &[ready, " of ", workers, " workers are ready\n"]);
     let ready = thousandths(ready);
     ready.is_some() && ready >= thousandths(workers)
-}
-
-/// Takes the next column.
-fn column<'a>(rest: &mut &'a str) -> &'a str {
-    let (column, after) = rest.split_once('|').unwrap_or((rest, ""));
-    *rest = after;
-    column
 }
 
 /// One line: how its name ends, the label's value, and the number in thousandths.
