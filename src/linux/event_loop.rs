@@ -338,6 +338,15 @@ impl Running {
                     let length = ports.map_or(0, |ports| ports.waiting_for(worker.slot));
                     self.events.push_back(Event::Queue(worker, length));
                 }
+                Effect::LetGoOfQueue(slot) => {
+                    let (Prepared { ports, decider, log, .. }, now) = (&mut self.prepared, self.start.elapsed());
+                    if let (Some(ports), Decider::Supervise(supervisor)) = (ports, &*decider)
+                        && ports.have_queues()
+                    {
+                        ports.rotate(supervisor.queues(now), log);
+                        ports.let_go_of(slot);
+                    }
+                }
                 Effect::MeasureMemory => {
                     let usages = &mut self.prepared.observers.usages;
                     usages.look(self.start.elapsed());

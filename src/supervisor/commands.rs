@@ -125,12 +125,7 @@ impl Supervisor {
     }
 
     /// A signal to the workers of a slot, or to all.
-    fn send_as_asked(
-        &self,
-        signal: Signal,
-        number: Option<u32>,
-        effects: &mut Vec<Effect>,
-    ) -> Result<String, String> {
+    fn send_as_asked(&self, signal: Signal, number: Option<u32>, effects: &mut Vec<Effect>) -> Result<String, String> {
         let mut workers = self.workers();
         workers.retain(|(_, worker)| number.is_none_or(|number| worker.slot == number));
         let whom = match number {

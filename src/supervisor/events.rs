@@ -197,6 +197,9 @@ pub enum Effect {
     },
     /// Read anew what a generation is made from, and forget all others but these.
     LoadGeneration(Generation, Vec<Generation>),
+    /// Let go of the connections that wait in the queue of this slot, which has no process and gets no new ones: its next
+    /// worker takes long to boot, and others can answer them at once when they are tried again.
+    LetGoOfQueue(u32),
     /// Say how many connections wait in the queue of this worker's slot.
     LookAtQueue(WorkerId),
     /// Say how much memory each worker uses.

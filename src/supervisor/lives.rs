@@ -9,9 +9,10 @@ use super::leaving::{Leaving, Manner};
 use super::notice::Notice;
 use super::report::{Next, Reason, Report};
 use super::restart::{GOOD_LIFE, Random, Restart};
+use super::rotation::SOON;
 use super::settings::{Ready, Settings};
 use super::statistics::Cause;
-use super::worker::{Due, LastEnd, Life, Patience, Purpose, Recycling, Slot, State};
+use super::worker::{Due, LastEnd, Life, Purpose, Recycling, Slot, State};
 use super::{Effect, End, Failure, NotRun, Phase, Proof, Reached, Supervisor, Why, WorkerId, rotation};
 use crate::error::Status;
 
@@ -44,12 +45,16 @@ impl Supervisor {
     pub(super) fn start(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
         let (by, workers) = (now + self.settings.policy.ready_timeout, self.wanted);
         let somebody_serves = rotation::somebody_serves(&self.slots, &self.leaving);
+        let is_empty = !self.leaving.iter().any(|leaving| leaving.worker.slot == number);
         let Some(generation) = self.restarts_with(number) else { return };
         let Some(slot) = self.slot_mut(number) else { return };
         let worker = slot.next_life();
         let state = State::Starting { proof: Proof::Execution, by };
         slot.current = Life::new(worker, generation, Purpose::Vacancy, now, state);
-        slot.await_worker(now, somebody_serves);
+        // Before there is a process again: then what waits is its own to take.
+        if somebody_serves && is_empty && slot.successor.is_none() && slot.time_to_listen > SOON {
+            effects.push(Effect::LetGoOfQueue(number));
+        }
         effects.push(Effect::Spawn { worker, generation, workers });
         self.earliest_start = now + self.settings.policy.stagger;
     }
@@ -166,8 +171,10 @@ impl Supervisor {
             if let Some(told_at) = told.and_then(|(told_at, _)| told_at) {
                 self.statistics.time_to_stop.add(now.saturating_sub(told_at));
             }
+            // Only now: until it is told to stop, it may have its slot again.
             if let Some(cause) = told.and_then(|(_, cause)| cause) {
                 self.remember_end(now, worker.slot, cause, end.to_string());
+                self.statistics.count_restart(cause);
             }
             say(effects, Report::Stopped(worker, end));
             if let (true, Some(leaving)) = (group_left, self.leaving.get_mut(at)) {
@@ -309,8 +316,6 @@ impl Supervisor {
         slot.failures += u32::from(!has_done_its_work);
         if let Some(successor) = slot.successor.take_if(|successor| successor.generation == generation) {
             slot.current = successor;
-            let somebody_serves = rotation::somebody_serves(&self.slots, &self.leaving);
-            self.slot_mut(number).into_iter().for_each(|slot| slot.await_worker(now, somebody_serves));
             self.count_restart(number);
             return Next::Successor;
         }
@@ -333,11 +338,6 @@ impl Supervisor {
             Some(Due::Start | Due::TooLate | Due::Silent | Due::TooOld(_)) | None => {}
         }
         let Some(slot) = self.slot_mut(number) else { return };
-        if let Patience::Until(until) = slot.current.patience
-            && until <= now
-        {
-            slot.current.patience = Patience::Over;
-        }
         match slot.current.due(now) {
             Some(Due::Ready) => {
                 say(effects, Report::Ready(slot.current.worker));
@@ -362,7 +362,6 @@ impl Supervisor {
         let why = recycling.as_ref().filter(|_| successor.purpose == Purpose::Recycling).map(|recycling| recycling.why);
         let cause = Cause::of_replacement(why);
         let old = std::mem::replace(&mut slot.current, successor);
-        self.statistics.count_restart(cause);
         if old.has_process() {
             say(effects, Report::TookOver(worker, old.worker, delay));
             self.leaving.push(Leaving::working(now + delay, old).replaced_by(worker, recycling).for_cause(cause));
@@ -376,13 +375,19 @@ impl Supervisor {
     fn became_ready(&mut self, now: Duration, number: u32) {
         let Some((slot, random, settings)) = self.slot_of(number) else { return };
         let life = &mut slot.current;
-        slot.time_to_ready = now.saturating_sub(life.began);
+        let time_to_ready = now.saturating_sub(life.began);
+        let is_by_listening = match settings.policy.ready {
+            Ready::Bind => true,
+            Ready::BindOrDelay(_) => slot.has_listened,
+            Ready::Exec | Ready::Delay(_) | Ready::Notify | Ready::Descriptor => false,
+        };
+        slot.time_to_listen = if is_by_listening { time_to_ready } else { Duration::ZERO };
         life.state = State::Ready { since: now };
         life.retire_at = settings.policy.max_age.map(|age| now + age.least + random.up_to(age.jitter));
         life.beat_interval = life.beat_interval.or(settings.policy.watchdog);
         life.beat(now);
         slot.proven = life.generation;
-        let (generation, time_to_ready) = (life.generation, slot.time_to_ready);
+        let generation = life.generation;
         // A reason to replace was the one before's.
         if slot.successor.is_none() {
             slot.recycling = None;

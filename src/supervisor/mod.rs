@@ -50,7 +50,7 @@ use rollout::Reload;
 use rotation::QueueState;
 pub use settings::{Age, Policy, Ready, Replacement, Settings};
 use statistics::Statistics;
-use worker::{Patience, Slot, State};
+use worker::{Slot, State};
 
 /// How often the memory of workers is looked at, where it has a limit.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
@@ -340,10 +340,6 @@ impl Supervisor {
         // After these: whoever is gone makes room.
         if self.is_running() {
             self.advance_starts(now, effects);
-        }
-        // While nobody serves, new connections come to all.
-        if !rotation::somebody_serves(&self.slots, &self.leaving) {
-            self.slots.iter_mut().for_each(|slot| slot.current.patience = Patience::Endless);
         }
         self.killed |= self.is_stopping() && self.leaving.iter().any(Leaving::was_killed);
         self.advance_phase(now, effects);

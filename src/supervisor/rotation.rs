@@ -5,7 +5,10 @@
 use std::time::Duration;
 
 use super::leaving::{Leaving, Others};
-use super::worker::{Life, Patience, SOON, Slot, State};
+use super::worker::{Life, Slot, State};
+
+/// Connections wait for a worker that comes no later than this, where others could have taken them.
+pub const SOON: Duration = Duration::from_secs(1);
 
 /// What happens to the connections of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,8 +56,7 @@ pub(super) fn queues(slots: &[Slot], leaving: &[Leaving], wanted: u32, now: Dura
         |number: u32| leaving.iter().any(|leaving| leaving.worker.slot == number && !leaving.is_orphaned);
     let is_served_soon = |slot: &Slot| {
         let starts_soon = matches!(slot.current.state, State::Waiting { until } if until <= now + SOON);
-        let is_awaited = |life: &Life| life.has_process() && (life.is_ready() || life.patience != Patience::Over);
-        starts_soon || slot.lives().any(is_awaited) || has_old_worker(slot.number)
+        starts_soon || slot.lives().any(Life::has_process) || has_old_worker(slot.number)
     };
     let somebody_serves = somebody_serves(slots, leaving);
     let somebody_is_ready = slots.iter().any(|slot| slot.current.is_ready());

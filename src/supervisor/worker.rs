@@ -8,9 +8,6 @@ use super::events::{Proof, Why};
 use super::statistics::Cause;
 use super::{Generation, WorkerId};
 
-/// Connections wait for a worker that comes no later than this, where others could have taken them.
-pub const SOON: Duration = Duration::from_secs(1);
-
 /// Why a life was begun.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
@@ -61,18 +58,6 @@ pub enum State {
     Ended,
 }
 
-/// For how long connections that its slot has already wait for a worker that is not ready, while others could have taken
-/// them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Patience {
-    /// As long as it takes: nobody else was there to take them.
-    Endless,
-    /// Until then.
-    Until(Duration),
-    /// No longer.
-    Over,
-}
-
 /// One life, or the time until the next.
 #[derive(Clone, Debug)]
 pub struct Life {
@@ -86,8 +71,6 @@ pub struct Life {
     pub state: State,
     /// When it was begun.
     pub began: Duration,
-    /// How long connections wait for it to be ready.
-    pub patience: Patience,
     /// It has said that it is about to end by itself.
     pub is_stopping: bool,
     /// What it has said it is doing (`STATUS=`).
@@ -110,7 +93,6 @@ impl Life {
             purpose,
             state,
             began,
-            patience: Patience::Endless,
             is_stopping: false,
             status: None,
             beat_interval: None,
@@ -155,10 +137,8 @@ impl Life {
     pub fn deadline(&self, earliest_start: Duration) -> Option<Duration> {
         match self.state {
             State::Waiting { until } => Some(until.max(earliest_start)),
-            State::Starting { proof, by } => {
-                let at = if let Proof::Age(at) = proof { at } else { by };
-                if let Patience::Until(until) = self.patience { Some(at.min(until)) } else { Some(at) }
-            }
+            State::Starting { proof: Proof::Age(at), .. } => Some(at),
+            State::Starting { by, .. } => Some(by),
             State::Ready { .. } => [self.beat_by, self.retire_at].into_iter().flatten().min(),
             State::Ended => None,
         }
@@ -211,8 +191,8 @@ pub struct Slot {
     pub proven: Generation,
     /// Lives in a row that failed; forgotten after a good one.
     pub failures: u32,
-    /// How long the last life that was ready took to be.
-    pub time_to_ready: Duration,
+    /// How long the last life that was ready took to listen; zero where something else made it ready.
+    pub time_to_listen: Duration,
     /// How often its worker was started again after it had ended by itself or failed.
     pub restarts: u64,
     /// How the last life ended.
@@ -234,7 +214,7 @@ impl Slot {
             recycling: None,
             proven: generation,
             failures: 0,
-            time_to_ready: Duration::ZERO,
+            time_to_listen: Duration::ZERO,
             restarts: 0,
             last_end: None,
             has_listened: false,
@@ -245,16 +225,6 @@ impl Slot {
     pub fn next_life(&mut self) -> WorkerId {
         self.lives += 1;
         WorkerId { slot: self.number, life: self.lives }
-    }
-
-    /// Says for how long connections wait for its worker, which starts: as long as it takes where they come to it because
-    /// nobody else is there; else until it should be ready, judged by how long the last one took.
-    pub(super) fn await_worker(&mut self, now: Duration, somebody_serves: bool) {
-        self.current.patience = match somebody_serves {
-            false => Patience::Endless,
-            true if self.time_to_ready > SOON => Patience::Over,
-            true => Patience::Until(now + SOON),
-        };
     }
 
     /// Its lives: the current one and the successor.

@@ -14,8 +14,13 @@ use crate::support::load::{Load, LoadOptions};
 use crate::support::scratch::Scratch;
 use crate::support::wait_until;
 
-/// A worker of it boots until there is a token for its slot, and takes that.
-const GATED: App = App { name: "hello, behind a gate", command: "sh {apps}/gate.sh {hello} 127.0.0.1:{port}", ..HELLO };
+/// A worker of it boots until there is a token for its slot, takes that, and boots on for more than a second: panzer takes
+/// it for one that boots for long from the first time on.
+const GATED: App = App {
+    name: "hello, behind a gate",
+    command: "sh {apps}/gate.sh {hello} 127.0.0.1:{port} --start-delay 1100",
+    ..HELLO
+};
 
 /// Lets one worker of a slot through.
 fn let_through(scratch: &Scratch, slot: usize) {

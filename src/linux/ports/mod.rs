@@ -298,6 +298,15 @@ impl Ports {
         self.shared.iter().map(|shared| shared.waiting_for(slot)).sum()
     }
 
+    /// Resets what waits in the queues of a slot. It must have no process: panzer would wait for a connection together with
+    /// whoever makes the socket block.
+    pub(super) fn let_go_of(&self, slot: u32) {
+        let queues = self.shared.iter().filter(|shared| shared.is_group).filter_map(|shared| shared.socket_of(slot));
+        for queue in queues {
+            let _ = queues::let_go(queue);
+        }
+    }
+
     /// Lets new connections go to the slots that take them.
     pub(super) fn rotate(&mut self, rotation: Vec<QueueState>, log: &mut Log) {
         if self.rotation != rotation {

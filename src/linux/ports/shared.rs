@@ -72,7 +72,7 @@ pub(super) struct SharedListener {
     /// One for all, or one for each slot.
     pub(super) sockets: Vec<Rc<OwnedFd>>,
     /// They are a SO_REUSEPORT group.
-    is_group: bool,
+    pub(super) is_group: bool,
     /// The slots in the order in which the kernel has their sockets in its SO_REUSEPORT group.
     order: Vec<u32>,
     /// What was made of the slots last.

@@ -91,11 +91,10 @@ impl World {
         let queues = supervisor.queues(self.now);
         self.check(queues.contains(&QueueState::Serving), "nobody takes connections");
         let wanted = usize::try_from(self.wanted).unwrap();
-        let somebody_serves = supervisor.slots.iter().any(|slot| slot.current.is_ready());
         let somebody_left_out = queues.iter().take(wanted).any(|queue| *queue != QueueState::Serving);
         for (slot, queue) in (0..).zip(queues) {
-            // panzer may have given up on what cannot be killed, and need not wait for one that is not ready.
-            let works = self.alive().any(|(worker, one)| worker.slot == slot && !one.unkillable && one.is_ready);
+            // panzer may have given up on what cannot be killed.
+            let killable = self.alive().any(|(worker, process)| worker.slot == slot && !process.unkillable);
             let lives = self.alive().any(|(worker, _)| worker.slot == slot);
             // What is on its way to the supervisor, it cannot know yet.
             let is_news = self.queue.iter().any(|event| life(event).is_some_and(|worker| worker.slot == slot));
@@ -106,10 +105,8 @@ impl World {
                 QueueState::Serving => {}
                 QueueState::Held => *self.tally.entry("queue_held").or_insert(0) += 1,
                 QueueState::Abandoned => {
-                    self.check(!works || is_news, "the queue of a worker that works is abandoned");
-                    let starts = slot < self.wanted && lives;
-                    self.check(!starts || somebody_serves, "connections are let go of that only this slot has had");
-                    let is_it = |one: &&Slot| one.number == slot && slot < self.wanted && !one.current.has_process();
+                    self.check(!killable || is_news, "a living worker's queue is abandoned");
+                    let is_it = |one: &&Slot| one.number == slot && slot < self.wanted;
                     let next = supervisor.slots.iter().find(is_it).and_then(|one| one.current.deadline(self.now));
                     self.check(next.is_none_or(|at| at > self.now + SOON), "connections are let go of too early");
                     *self.tally.entry("queue_abandoned").or_insert(0) += 1;

@@ -66,7 +66,10 @@ fn simulate_init(seed: u64) -> Tally {
                     }
                     Effect::Spawn { .. } => panic!("init mode starts its child once"),
                     Effect::Answer(..) => panic!("nobody asks init mode"),
-                    Effect::LoadGeneration(..) | Effect::LookAtQueue(_) | Effect::MeasureMemory => {
+                    Effect::LoadGeneration(..)
+                    | Effect::LetGoOfQueue(_)
+                    | Effect::LookAtQueue(_)
+                    | Effect::MeasureMemory => {
                         panic!("init mode has one child")
                     }
                     Effect::SignalRemaining(_) => {

@@ -17,9 +17,9 @@ use super::lives::SHORTEST_RETRY;
 use super::notice::Notice;
 use super::report::{Next, Report};
 use super::restart::{Backoff, Random, Restart};
-use super::rotation::QueueState;
+use super::rotation::{QueueState, SOON};
 use super::stop::{KILL_GRACE, Schedule};
-use super::worker::{SOON, Slot};
+use super::worker::Slot;
 use super::{
     Age, Client, Effect, End, Event, Failure, Generation, NotRun, Policy, Ready, Replacement, Settings, Supervisor,
     Why, WorkerId,
@@ -258,6 +258,13 @@ impl World {
                     // Mostly it is empty, and stays so.
                     let length = u32::from(self.dice.one_in(20));
                     self.queue.push(Event::Queue(worker, length));
+                }
+                Effect::LetGoOfQueue(slot) => {
+                    let lives = self.alive().any(|(worker, one)| worker.slot == slot && !one.unkillable);
+                    self.check(!lives, "a living worker's queue is let go of");
+                    let others = supervisor.slots.iter().any(|other| other.number != slot && other.current.is_ready());
+                    self.check(others, "connections are let go of that nobody else could answer");
+                    *self.tally.entry("queue_let_go").or_insert(0) += 1;
                 }
                 Effect::MeasureMemory => {
                     let alive: Vec<WorkerId> = self.alive().map(|(worker, _)| *worker).collect();
@@ -740,6 +747,7 @@ fn simulation_of_the_supervisor() {
         "worker_not_ready",
         "worker_silent",
         "reloading",
+        "queue_let_go",
         "request_done",
         "request_refused",
         "restarted",
