@@ -187,8 +187,9 @@ fn accept(listener: &OwnedFd, epoll: &OwnedFd, connections: &mut Vec<Connection>
 /// Lets the time be over for the oldest connection, those last that wait for panzer; whether there was one.
 fn push_out(connections: &mut [Connection]) -> bool {
     let at = connections.iter().position(|one| !matches!(one.state, State::Waiting(_))).unwrap_or(0);
-    let oldest = connections.get_mut(at);
-    oldest.map(|oldest| oldest.since = Millis::MIN / 2).is_some()
+    let Some(oldest) = connections.get_mut(at) else { return false };
+    oldest.since = Millis::MIN / 2;
+    true
 }
 
 impl Connection {
