@@ -86,7 +86,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("panzer-queue-{}", std::process::id()));
         let unix = UnixListener::bind(&path).unwrap();
         let _clients = [(); 3].map(|()| UnixStream::connect(&path).unwrap());
-        std::fs::remove_file(&path).unwrap();
+        rustix::fs::unlink(&path).unwrap();
         let unix = of(unix).unwrap();
         assert!(unix.length == 3 && unix.limit >= 3, "{unix:?}");
     }
