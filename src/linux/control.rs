@@ -193,7 +193,7 @@ impl Control {
                 // Whoever follows a reload stays if there is another one, and this one stays in any case.
                 let may_go = |one: &Connection| one.client != client && !matches!(one.stage, Stage::Following(..));
                 let oldest = self.connections.iter().position(may_go).unwrap_or(0);
-                self.connections.remove(oldest);
+                self.let_go(oldest);
             }
             match self.refusal(client) {
                 Some(refusal) => {
@@ -208,6 +208,11 @@ impl Control {
 
     fn index_of(&self, client: Client) -> Option<usize> {
         self.connections.iter().position(|one| one.client == client)
+    }
+
+    #[inline(never)]
+    fn let_go(&mut self, index: usize) {
+        drop(self.connections.remove(index));
     }
 
     /// Why somebody may not ask anything: only root and panzer's own user may.
@@ -243,8 +248,7 @@ impl Control {
             Ok(_) | Err(_) => 0,
         };
         if count == 0 {
-            self.connections.remove(index);
-            return;
+            return self.let_go(index);
         }
         connection.bytes.extend_from_slice(bytes.get(..count).unwrap_or_default());
         let request = &connection.bytes;
@@ -286,7 +290,7 @@ impl Control {
         let data = epoll::EventData::new_u64(client.0);
         let _ = epoll::modify(&self.epoll, &connection.socket, data, epoll::EventFlags::empty());
         if connection.send(&connection.bytes) != Ok(connection.bytes.len()) {
-            self.connections.remove(index);
+            self.let_go(index);
         }
     }
 
@@ -307,7 +311,7 @@ impl Control {
                 Err(_) => break,
             }
         }
-        self.connections.remove(index);
+        self.let_go(index);
     }
 
     /// Tells those who follow this reload (`None`: any) how it goes on. Lets go of them where that `is_last`, and of those who

@@ -40,17 +40,19 @@ pub(super) fn of_port(listener: &OwnedFd) -> Option<QueueLength> {
 
 /// A UNIX listener's is told by `sock_diag(7)` alone, by the number of its inode.
 fn of_path(listener: &OwnedFd) -> Option<QueueLength> {
-    /// `struct nlmsghdr`: length, type (SOCK_DIAG_BY_FAMILY), flags (NLM_F_REQUEST), sequence, port.
-    const HEADER: [u8; 16] = [40, 0, 0, 0, 20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    /// `struct unix_diag_req`: family (AF_UNIX), protocol, padding, states (TCP_LISTEN); then comes the inode's number.
-    const OF: [u8; 8] = [1, 0, 0, 0, 0, 4, 0, 0];
-    /// What to show (UDIAG_SHOW_RQLEN), and a cookie (any).
-    const SHOW: [u8; 12] = [0x10, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255];
     /// `struct nlmsghdr`, `struct unix_diag_msg`, `struct rtattr`: the two numbers come after these.
     const ANSWER_AT: usize = 16 + 16 + 4;
     const QUEUE_ATTRIBUTE: [u8; 2] = 4_u16.to_le_bytes(); // UNIX_DIAG_RQLEN
     let inode = u32::try_from(rustix::fs::fstat(listener).ok()?.st_ino).ok()?;
-    let request = [&HEADER[..], &OF, &inode.to_le_bytes(), &SHOW].concat();
+    let [a, b, c, d] = inode.to_le_bytes();
+    #[rustfmt::skip]
+    let request = [
+        // struct nlmsghdr: length, type (SOCK_DIAG_BY_FAMILY), flags (NLM_F_REQUEST), sequence, port.
+        40, 0, 0, 0, 20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        // struct unix_diag_req: family (AF_UNIX), protocol, padding, states (TCP_LISTEN), inode, what to show
+        // (UDIAG_SHOW_RQLEN), cookie (any).
+        1, 0, 0, 0, 0, 4, 0, 0, a, b, c, d, 0x10, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255,
+    ];
     let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG));
     let socket = socket.ok()?;
     send(&socket, &request, SendFlags::DONTWAIT).ok()?;

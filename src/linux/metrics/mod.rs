@@ -106,7 +106,8 @@ impl Server {
     pub(super) fn answer(&mut self, document: &str) {
         // One that asks again has taken all that was there, so nothing is cut off by this.
         let length = u32::try_from(document.len()).unwrap_or(0);
-        self.answer = [&length.to_le_bytes(), document.as_bytes()].concat();
+        self.answer = length.to_le_bytes().to_vec();
+        self.answer.extend_from_slice(document.as_bytes());
         self.given = 0;
         self.write();
     }

@@ -197,9 +197,9 @@ fn accept(listener: &OwnedFd, epoll: &OwnedFd, connections: &mut Vec<Connection>
 fn push_out(connections: &mut [Connection]) -> bool {
     let has_gone = connections.iter().position(|one| one.has_gone);
     let at = has_gone.or_else(|| connections.iter().position(|one| !matches!(one.state, State::Waiting(_))));
-    let at = at.unwrap_or(0);
-    let oldest = connections.get_mut(at);
-    oldest.map(|oldest| oldest.since = Millis::MIN / 2).is_some()
+    let Some(oldest) = connections.get_mut(at.unwrap_or(0)) else { return false };
+    oldest.since = Millis::MIN / 2;
+    true
 }
 
 impl Connection {
