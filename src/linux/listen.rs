@@ -162,15 +162,14 @@ pub(super) fn open(wanted: &Listen, backlog: u32, queues: Queues) -> Result<List
 ///
 /// # Errors
 /// There are more listeners than descriptors.
-pub(super) fn raise(listeners: Vec<Listener>, lowest: RawFd) -> Result<Vec<Listener>, Error> {
-    let raise_one = |listener: Listener| {
-        let raised = listener.sockets.iter().map(|socket| rustix::io::fcntl_dupfd_cloexec(socket, lowest).map(Rc::new));
-        let sockets = raised
-            .collect::<Result<_, _>>()
-            .map_err(|error| Error::about("listen on", &listener.shown, words(error)))?;
-        Ok(Listener { sockets, ..listener })
-    };
-    listeners.into_iter().map(raise_one).collect()
+pub(super) fn raise(listeners: &mut [Listener], lowest: RawFd) -> Result<(), Error> {
+    for listener in listeners {
+        for socket in &mut listener.sockets {
+            let raised = rustix::io::fcntl_dupfd_cloexec(&*socket, lowest);
+            *socket = Rc::new(raised.map_err(|error| Error::about("listen on", &listener.shown, words(error)))?);
+        }
+    }
+    Ok(())
 }
 
 fn stream(family: AddressFamily) -> Result<OwnedFd, Errno> {
