@@ -56,8 +56,7 @@ pub(super) struct Checked {
 pub(super) fn check_command(config: &Config) -> Result<Checked, Error> {
     let directory = config.dir.as_ref().map_or_else(|| PathBuf::from("."), PathBuf::clone);
     if config.dir.is_some() {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&directory, flags, Mode::empty())
+        files::open_directory(&directory)
             .map_err(|error| Error::about("change to directory", &Typed(directory.as_os_str()), words(error)))?;
     }
     let changes = config.env_dir.as_deref().map_or_else(|| Ok(Vec::new()), |path| env_dir::read(path, path))?;
@@ -82,12 +81,12 @@ fn find(command: &OsStr, directory: &Path, candidates: &[CString]) -> Result<Pat
     let mut problem = (missing.to_owned(), Status::NOT_FOUND);
     for candidate in candidates.iter().filter(|candidate| !candidate.is_empty()) {
         let path = directory.join(OsStr::from_bytes(candidate.as_bytes()));
-        match rustix::fs::access(&path, Access::EXEC_OK) {
+        match files::access(&path, Access::EXEC_OK) {
             Ok(()) if files::is_directory(&path) => problem = ("it is a directory".to_owned(), Status::CANNOT_EXECUTE),
             Ok(()) => return Ok(path.strip_prefix(".").map_or_else(|_| path.clone(), PathBuf::from)),
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             // In a directory of PATH that may not be searched nothing was found.
-            Err(Errno::ACCESS) if candidates.len() > 1 && rustix::fs::access(&path, Access::EXISTS).is_err() => {}
+            Err(Errno::ACCESS) if candidates.len() > 1 && files::access(&path, Access::EXISTS).is_err() => {}
             Err(error) => problem = (words(error), Status::CANNOT_EXECUTE),
         }
     }
@@ -358,13 +357,12 @@ fn launcher(
     let mut stdin = None;
     let mut death_pipe = None;
     if workers.is_some() {
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         stdin = Some(null.map_err(|error| system("open /dev/null", error))?);
         death_pipe = Some(DeathPipe::new(lowest).map_err(|error| system("make a pipe", error))?);
     }
     // A directory that may not be searched, as root's is after sudo, can only be inherited.
-    let start_directory = match rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-    {
+    let start_directory = match files::open_directory(Path::new(".")) {
         Ok(directory) => Some(directory),
         Err(Errno::ACCESS) => None,
         Err(error) => return Err(system("open the current directory", error)),
