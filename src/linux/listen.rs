@@ -16,6 +16,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen, socket_with, sockopt,
 };
 
+use super::address::Shown;
 use super::clock;
 use super::files;
 use super::own_path::OwnPath;
@@ -321,7 +322,9 @@ fn describe(socket: &OwnedFd, otherwise: &str) -> (Option<String>, String) {
     };
     let Ok(address) = getsockname(socket) else { return (None, otherwise.to_owned()) };
     if let Ok(address) = SocketAddr::try_from(address.clone()) {
-        return (Some(address.to_string()), format!("{kind}://{address}"));
+        let address = Shown(address).to_string();
+        let shown = format!("{kind}://{address}");
+        return (Some(address), shown);
     }
     let Ok(address) = SocketAddrUnix::try_from(address) else { return (None, otherwise.to_owned()) };
     if let Some(path) = address.path_bytes() {

@@ -16,6 +16,7 @@ use super::caller::{Caller, CallersSocket, Protocol, Wanted, inode};
 use super::names::KeptName;
 use super::{CONNECTED, Token, queues, until_shut_down};
 use crate::error::words;
+use crate::linux::address::Shown;
 use crate::linux::files;
 use crate::linux::listen::{Listener, Queues, another_member, unix_address};
 use crate::linux::log::Log;
@@ -43,7 +44,7 @@ pub(super) enum Address {
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Internet(address) => write!(f, "tcp://{address}"),
+            Self::Internet(address) => write!(f, "tcp://{}", Shown(*address)),
             Self::Path(path) => write!(f, "unix://{}", path.display()),
         }
     }
