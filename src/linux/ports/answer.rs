@@ -581,6 +581,6 @@ fn same_families(address: &Address, own: &OwnedFd, socket: &CallersSocket, optio
 /// Whether the kernel would let the caller bind this port, were it free.
 fn may_bind(caller: &Caller, address: &Address) -> bool {
     let Address::Internet(address) = address else { return true };
-    let start = files::read_text(Path::new(UNPRIVILEGED_START)).and_then(|text| text.trim_ascii().parse::<u16>().ok());
-    address.port() >= start.unwrap_or(1024) || caller.identity.may_bind_any_port()
+    let start = files::read_text(Path::new(UNPRIVILEGED_START)).and_then(|text| text.trim_ascii().parse::<u64>().ok());
+    u64::from(address.port()) >= start.unwrap_or(1024) || caller.identity.may_bind_any_port()
 }
