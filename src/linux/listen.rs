@@ -23,7 +23,8 @@ use super::own_path::OwnPath;
 use super::socket_options::SocketOptions;
 use super::sys;
 use crate::config::{Address, Listen};
-use crate::error::{Error, words};
+use crate::error::Error;
+use crate::linux::words;
 
 /// The number that the first handed-down descriptor has in a worker (`SD_LISTEN_FDS_START`, `sd_listen_fds(3)`).
 pub(super) const FIRST_DESCRIPTOR: RawFd = 3;

@@ -84,6 +84,5 @@ pub use log::Log;
 pub use peer::{Peer, limit_waiting, peer_of};
 pub use prepare::prepare;
 pub use signal_source::SignalSource;
-pub(crate) use sys::words;
-pub use sys::{list_arguments, variable};
+pub use sys::{list_arguments, variable, words};
 pub use terminal::Modes;

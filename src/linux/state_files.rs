@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use super::files;
 use super::log::Log;
 use super::own_path::OwnPath;
-use crate::error::{Error, words};
+use crate::error::Error;
+use crate::linux::words;
 use crate::supervisor::report::Level;
 
 /// The file that says which process panzer is. It is locked for as long as panzer lives, so that another one can tell.

@@ -16,11 +16,11 @@ use super::filter::Call;
 use super::names::Place;
 use super::shared::{Address, FirstBind, SharedListener, new_socket};
 use super::{CONNECTED, Ports, UNLISTENED, plain, until_shut_down};
-use crate::error::words;
 use crate::linux::files;
 use crate::linux::log::Log;
 use crate::linux::socket_options::{SO_BINDTOIFINDEX, SocketOptions};
 use crate::linux::sys::{self, Answer, Notification};
+use crate::linux::words;
 use crate::supervisor::report::Level;
 use crate::supervisor::{Event, WorkerId};
 

@@ -15,12 +15,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen,
 use super::caller::{Caller, CallersSocket, Protocol, Wanted, inode};
 use super::names::KeptName;
 use super::{CONNECTED, Token, queues, until_shut_down};
-use crate::error::words;
 use crate::linux::address::Shown;
 use crate::linux::files;
 use crate::linux::listen::{Listener, Queues, another_member, unix_address};
 use crate::linux::log::Log;
 use crate::linux::socket_options::SocketOptions;
+use crate::linux::words;
 use crate::linux::{processes, queue_length, sys};
 use crate::supervisor::WorkerId;
 use crate::supervisor::report::Level;
