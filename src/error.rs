@@ -5,8 +5,6 @@
 use std::ffi::OsStr;
 use std::fmt;
 
-use rustix::io::Errno;
-
 /// What panzer exits with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Status(pub u8);
@@ -78,16 +76,16 @@ impl fmt::Display for Typed<'_> {
     }
 }
 
-/// What the system says of an error, without std's `(os error 2)`.
+/// What the system says of an error, without std's `(os error 2)`. Where there is a number, the system's part
+/// has words for it that take less of the shipped file: see docs/DESIGN.md, "Size".
 #[must_use]
 pub fn cause(error: &std::io::Error) -> String {
-    words(Errno::from_io_error(error).unwrap_or(Errno::IO))
-}
-
-/// The same of an error's number alone.
-#[must_use]
-pub fn words(error: Errno) -> String {
-    crate::linux::words(error)
+    let text = error.to_string();
+    let last = text.bytes().rposition(|byte| byte == b'(');
+    match last.and_then(|last| text.split_at_checked(last)) {
+        Some((words, number)) if number.starts_with("(os error ") => words.trim_ascii_end().to_owned(),
+        _ => text,
+    }
 }
 
 #[cfg(test)]

@@ -75,7 +75,9 @@ impl Opt {
         match self.takes {
             Takes::Show(_) => None,
             Takes::Nothing(_) | Takes::One(..) | Takes::Path(..) | Takes::Many(..) => {
-                Some(format!("PANZER_{}", self.long.to_ascii_uppercase().replace('-', "_")))
+                let mut name = "PANZER_".to_owned();
+                name.extend(self.long.chars().map(|c| if c == '-' { '_' } else { c.to_ascii_uppercase() }));
+                Some(name)
             }
         }
     }

@@ -31,10 +31,15 @@ pub(super) fn duration(text: &str) -> Read<Duration> {
     }
 }
 
+/// A whole number of any type, by the one reader that the shipped file has.
+fn whole<T: TryFrom<u64>>(text: &str) -> Option<T> {
+    text.parse::<u64>().ok()?.try_into().ok()
+}
+
 /// A whole number from `min` to `max`.
 pub(super) fn number(text: &str, min: u32, max: u32) -> Read<u32> {
-    match text.parse::<u32>() {
-        Ok(number) if (min..=max).contains(&number) => Ok(number),
+    match whole(text) {
+        Some(number) if (min..=max).contains(&number) => Ok(number),
         _ => Err(format!("\"{text}\" is not a whole number from {min} to {max}")),
     }
 }
@@ -56,7 +61,7 @@ pub(super) fn size(text: &str) -> Read<u64> {
 
 /// An exit status.
 pub(super) fn status(text: &str) -> Read<Status> {
-    text.parse::<u8>().map(Status).map_err(|_| format!("\"{text}\" is not an exit status from 0 to 255"))
+    whole(text).map(Status).ok_or_else(|| format!("\"{text}\" is not an exit status from 0 to 255"))
 }
 
 /// A mode in octal, as chmod(1) takes it.
@@ -163,7 +168,7 @@ fn unix(path: &str) -> Read<Address> {
 fn socket_address(text: &str) -> Read<(SocketAddr, bool)> {
     let port = text.strip_prefix(':').unwrap_or(text);
     if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) {
-        let port = port.parse::<u16>().map_err(|_| format!("\"{port}\" is not a port from 0 to 65535"))?;
+        let port = whole(port).ok_or_else(|| format!("\"{port}\" is not a port from 0 to 65535"))?;
         return Ok((SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port), true));
     }
     let address = text.parse::<SocketAddr>();

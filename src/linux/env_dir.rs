@@ -5,7 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use super::files;
-use crate::error::{Error, words};
+use crate::error::Error;
+use crate::linux::words;
 
 /// A variable and its new value; `None` unsets it.
 pub(super) type Change = (OsString, Option<OsString>);

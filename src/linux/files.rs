@@ -3,13 +3,13 @@
 //!
 //! Must never wait for anything but the file system.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir};
+use rustix::fs::{Access, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
 /// So many bytes are asked for at once: most of what is read stands in `/proc` and is shorter.
@@ -17,17 +17,48 @@ const AT_ONCE: usize = 2048;
 
 /// Opens what is there.
 pub(super) fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+    rustix::fs::open(&*c_string(path)?, flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The directory at a path, to name what is in it; it does not have to be readable.
+pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    open(path, OFlags::PATH | OFlags::DIRECTORY)
+}
+
+/// A path or a name as the kernel takes it. rustix would make one as well, once for each function and type of path: 4 kB.
+#[inline(never)]
+pub(super) fn c_string(path: &Path) -> Result<CString, Errno> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)
+}
+
+/// What is at a path, or where a link there leads.
+pub(super) fn stat(path: &Path) -> Result<Stat, Errno> {
+    rustix::fs::stat(&*c_string(path)?)
+}
+
+/// What is at a path.
+pub(super) fn lstat(path: &Path) -> Result<Stat, Errno> {
+    rustix::fs::lstat(&*c_string(path)?)
+}
+
+/// Whether it may be used so (`access(2)`).
+pub(super) fn access(path: &Path, how: Access) -> Result<(), Errno> {
+    rustix::fs::access(&*c_string(path)?, how)
+}
+
+/// Removes a file.
+pub(super) fn unlink(path: &Path) -> Result<(), Errno> {
+    rustix::fs::unlink(&*c_string(path)?)
 }
 
 /// Whether there is anything that can be seen.
 pub(super) fn exists(path: &Path) -> bool {
-    rustix::fs::stat(path).is_ok()
+    stat(path).is_ok()
 }
 
 /// Whether it is a directory, or a link to one.
 pub(super) fn is_directory(path: &Path) -> bool {
-    rustix::fs::stat(path).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
+    stat(path).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
 }
 
 /// All that a file holds.
@@ -78,7 +109,7 @@ pub(super) fn for_each_name(directory: &Path, each: &mut dyn FnMut(&OsStr) -> bo
 
 /// Where a link leads.
 pub(super) fn read_link(path: &Path) -> Result<PathBuf, Errno> {
-    let target = rustix::fs::readlink(path, Vec::new())?;
+    let target = rustix::fs::readlink(&*c_string(path)?, Vec::new())?;
     Ok(PathBuf::from(OsString::from_vec(target.into_bytes())))
 }
 

@@ -16,12 +16,15 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, getsockname, listen, socket_with, sockopt,
 };
 
+use super::address::Shown;
 use super::clock;
+use super::files;
 use super::own_path::OwnPath;
 use super::socket_options::SocketOptions;
 use super::sys;
 use crate::config::{Address, Listen};
-use crate::error::{Error, words};
+use crate::error::Error;
+use crate::linux::words;
 
 /// The number that the first handed-down descriptor has in a worker (`SD_LISTEN_FDS_START`, `sd_listen_fds(3)`).
 pub(super) const FIRST_DESCRIPTOR: RawFd = 3;
@@ -162,15 +165,14 @@ pub(super) fn open(wanted: &Listen, backlog: u32, queues: Queues) -> Result<List
 ///
 /// # Errors
 /// There are more listeners than descriptors.
-pub(super) fn raise(listeners: Vec<Listener>, lowest: RawFd) -> Result<Vec<Listener>, Error> {
-    let raise_one = |listener: Listener| {
-        let raised = listener.sockets.iter().map(|socket| rustix::io::fcntl_dupfd_cloexec(socket, lowest).map(Rc::new));
-        let sockets = raised
-            .collect::<Result<_, _>>()
-            .map_err(|error| Error::about("listen on", &listener.shown, words(error)))?;
-        Ok(Listener { sockets, ..listener })
-    };
-    listeners.into_iter().map(raise_one).collect()
+pub(super) fn raise(listeners: &mut [Listener], lowest: RawFd) -> Result<(), Error> {
+    for listener in listeners {
+        for socket in &mut listener.sockets {
+            let raised = rustix::io::fcntl_dupfd_cloexec(&*socket, lowest);
+            *socket = Rc::new(raised.map_err(|error| Error::about("listen on", &listener.shown, words(error)))?);
+        }
+    }
+    Ok(())
 }
 
 fn stream(family: AddressFamily) -> Result<OwnedFd, Errno> {
@@ -240,10 +242,10 @@ pub(super) fn bind_path(path: &Path, mode: Option<u32>, backlog: i32) -> Result<
     let _lock = lock_directory(directory);
     match look_at(path)? {
         AtPath::Nothing => {}
-        AtPath::Stale => rustix::fs::unlink(path).map_err(words)?,
+        AtPath::Stale => files::unlink(path).map_err(words)?,
     }
     let socket = stream(AddressFamily::UNIX).map_err(words)?;
-    let address = SocketAddrUnix::new(path).map_err(words)?;
+    let address = unix_address(path).map_err(words)?;
     let before = mode.map(|mode| rustix::process::umask(Mode::from_raw_mode(!mode & 0o777)));
     let bound = bind(&socket, &address);
     if let Some(before) = before {
@@ -255,11 +257,15 @@ pub(super) fn bind_path(path: &Path, mode: Option<u32>, backlog: i32) -> Result<
     Ok((socket, own))
 }
 
+/// The address that a path is.
+pub(super) fn unix_address(path: &Path) -> Result<SocketAddrUnix, Errno> {
+    SocketAddrUnix::new(&*files::c_string(path)?)
+}
+
 /// Without a lock (somebody else's, no leave to read, a file system that has none) it goes on after a moment: whoever
 /// listens is still found out.
 fn lock_directory(directory: &Path) -> Option<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let handle = rustix::fs::open(directory, flags, Mode::empty()).ok()?;
+    let handle = files::open(directory, OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
     for _ in 0..DIRECTORY_LOCK_TRIES {
         match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => clock::sleep(DIRECTORY_LOCK_PAUSE),
@@ -279,7 +285,7 @@ enum AtPath {
 
 /// Says what is at `path`, or why it cannot be had. Never waits, changes nothing.
 fn look_at(path: &Path) -> Result<AtPath, String> {
-    match rustix::fs::lstat(path) {
+    match files::lstat(path) {
         Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::Socket => {
             return Err("there is a file of another kind at this path".to_owned());
         }
@@ -289,7 +295,7 @@ fn look_at(path: &Path) -> Result<AtPath, String> {
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(words)?;
-    let address = SocketAddrUnix::new(path).map_err(words)?;
+    let address = unix_address(path).map_err(words)?;
     match connect(&probe, &address) {
         // Refused is what the kernel says when no socket is bound to the file any more.
         Err(Errno::CONNREFUSED) => Ok(AtPath::Stale),
@@ -317,7 +323,9 @@ fn describe(socket: &OwnedFd, otherwise: &str) -> (Option<String>, String) {
     };
     let Ok(address) = getsockname(socket) else { return (None, otherwise.to_owned()) };
     if let Ok(address) = SocketAddr::try_from(address.clone()) {
-        return (Some(address.to_string()), format!("{kind}://{address}"));
+        let address = Shown(address).to_string();
+        let shown = format!("{kind}://{address}");
+        return (Some(address), shown);
     }
     let Ok(address) = SocketAddrUnix::try_from(address) else { return (None, otherwise.to_owned()) };
     if let Some(path) = address.path_bytes() {
@@ -352,7 +360,7 @@ pub(super) fn try_to_open(wanted: &Listen) -> Result<Option<Listener>, Error> {
 /// Why not.
 pub(super) fn check_path(path: &Path) -> Result<(), String> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let may_write = rustix::fs::access(directory, rustix::fs::Access::WRITE_OK)
+    let may_write = files::access(directory, rustix::fs::Access::WRITE_OK)
         .map_err(|error| format!("{}: {}", directory.display(), words(error)));
     may_write.and_then(|()| look_at(path)).map(drop)
 }

@@ -97,7 +97,7 @@ fn write_at_once(line: &[u8]) -> bool {
     }
     if let Ok(FileType::CharacterDevice | FileType::Fifo) = kind {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        if let Ok(own) = rustix::fs::open("/proc/self/fd/2", flags, Mode::empty()) {
+        if let Ok(own) = rustix::fs::open(c"/proc/self/fd/2", flags, Mode::empty()) {
             return rustix::io::write(own, line).is_ok();
         }
     }

@@ -10,11 +10,12 @@
 //! - `guard`, `processes`: what happens when panzer dies, and which processes there are
 //! - `metrics`: the child that Prometheus reads from
 //! - `ports`: what workers bind by themselves
-//! - `listen`, `socket_options`, `own_path`, `files`, `clock`, `users`, `env_dir`, `cpus`, `terminal`, `peer`: what their
+//! - `listen`, `address`, `socket_options`, `own_path`, `files`, `clock`, `users`, `env_dir`, `cpus`, `terminal`, `peer`: what their
 //!   names say
 //! - `log`: the lines on stderr
 //! - `sys`: the calls that need `unsafe`
 
+mod address;
 mod check;
 mod children;
 mod clock;
@@ -84,6 +85,5 @@ pub use log::Log;
 pub use peer::{Peer, limit_waiting, peer_of};
 pub use prepare::prepare;
 pub use signal_source::SignalSource;
-pub(crate) use sys::words;
-pub use sys::{list_arguments, variable};
+pub use sys::{list_arguments, variable, words};
 pub use terminal::Modes;

@@ -25,7 +25,7 @@ impl OwnPath {
     /// # Errors
     /// Nothing that could be looked at.
     pub(super) fn of(path: &Path) -> Result<Self, Errno> {
-        let found = rustix::fs::lstat(path)?;
+        let found = files::lstat(path)?;
         Ok(Self { path: path.to_owned(), device: found.st_dev, inode: found.st_ino, content: None })
     }
 
@@ -40,14 +40,14 @@ impl OwnPath {
     fn is_ours(&self) -> bool {
         let is_it = |found: Stat| found.st_dev == self.device && found.st_ino == self.inode;
         let holds = |content: &String| files::read(&self.path).is_ok_and(|found| found == content.as_bytes());
-        rustix::fs::lstat(self.path.as_path()).is_ok_and(is_it) && self.content.as_ref().is_none_or(holds)
+        files::lstat(&self.path).is_ok_and(is_it) && self.content.as_ref().is_none_or(holds)
     }
 }
 
 impl Drop for OwnPath {
     fn drop(&mut self) {
         if self.is_ours() {
-            let _ = rustix::fs::unlink(self.path.as_path());
+            let _ = files::unlink(&self.path);
         }
     }
 }

@@ -26,12 +26,13 @@ use super::sys::{self, StringList};
 use super::users::{self, Credentials};
 use super::{clock, cpus, env_dir, log::Log, processes, terminal};
 use crate::config::{Balance, Config, ControlSocket, MOST_WORKERS, SharePorts, Workers, control_name};
-use crate::error::{Error, Status, Typed, words};
+use crate::error::{Error, Status, Typed};
+use crate::linux::words;
 use crate::signals::Signal;
 use crate::supervisor::actions::{Action, Actions};
 use crate::supervisor::report::Level;
 use crate::supervisor::stop::Schedule;
-use crate::supervisor::{self, Generation, Policy, Ready, Supervisor, init, init::Init};
+use crate::supervisor::{self, Generation, Ready, Supervisor, init, init::Init};
 
 /// How the name of the variable begins by which the guard knows what panzer started.
 const COOKIE: &str = "PANZER_COOKIE_";
@@ -56,8 +57,7 @@ pub(super) struct Checked {
 pub(super) fn check_command(config: &Config) -> Result<Checked, Error> {
     let directory = config.dir.as_ref().map_or_else(|| PathBuf::from("."), PathBuf::clone);
     if config.dir.is_some() {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&directory, flags, Mode::empty())
+        files::open_directory(&directory)
             .map_err(|error| Error::about("change to directory", &Typed(directory.as_os_str()), words(error)))?;
     }
     let changes = config.env_dir.as_deref().map_or_else(|| Ok(Vec::new()), |path| env_dir::read(path, path))?;
@@ -82,16 +82,31 @@ fn find(command: &OsStr, directory: &Path, candidates: &[CString]) -> Result<Pat
     let mut problem = (missing.to_owned(), Status::NOT_FOUND);
     for candidate in candidates.iter().filter(|candidate| !candidate.is_empty()) {
         let path = directory.join(OsStr::from_bytes(candidate.as_bytes()));
-        match rustix::fs::access(&path, Access::EXEC_OK) {
+        match files::access(&path, Access::EXEC_OK) {
             Ok(()) if files::is_directory(&path) => problem = ("it is a directory".to_owned(), Status::CANNOT_EXECUTE),
             Ok(()) => return Ok(path.strip_prefix(".").map_or_else(|_| path.clone(), PathBuf::from)),
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             // In a directory of PATH that may not be searched nothing was found.
-            Err(Errno::ACCESS) if candidates.len() > 1 && rustix::fs::access(&path, Access::EXISTS).is_err() => {}
+            Err(Errno::ACCESS) if candidates.len() > 1 && files::access(&path, Access::EXISTS).is_err() => {}
             Err(error) => problem = (words(error), Status::CANNOT_EXECUTE),
         }
     }
     Err(problem)
+}
+
+/// What a start needs, as far as it is there. What was made is dropped in one place, whatever is refused after it: at each
+/// refusal by itself that is 2 kB in the shipped file.
+#[derive(Default)]
+struct Parts {
+    listeners: Vec<Listener>,
+    filter: Option<PortFilter>,
+    decider: Option<Decider>,
+    guard: Option<GuardSettings>,
+    ports: Option<Ports>,
+    launcher: Option<Launcher>,
+    pid_file: Option<PidFile>,
+    observers: Option<Observers>,
+    status_file: Option<StatusFile>,
 }
 
 /// Makes everything ready that a start needs, listeners last. Signals must be held already.
@@ -99,45 +114,67 @@ fn find(command: &OsStr, directory: &Path, candidates: &[CString]) -> Result<Pat
 /// # Errors
 /// What panzer refuses, with the value as typed.
 pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
-    sys::set_ignored(Signal::CHLD, false);
-    if let Some(signal) = config.pdeathsig {
-        sys::set_parent_death_signal(signal).map_err(|error| Error::about("use --pdeathsig", &signal, words(error)))?;
-    }
-    let inherited = listen::inherit();
-    let supervised = config.workers.is_some();
-    if supervised {
-        let kept = FIRST_DESCRIPTOR.saturating_add(i32::try_from(inherited.len()).unwrap_or(i32::MAX));
-        sys::close_range(kept, i32::MAX);
-    }
-    let descriptor_limit = config.workers.and_then(|_| raise_descriptor_limit());
-    let checked = check_command(config)?;
-    let workers = count_workers(config);
-    check_contradictions(config)?;
-    let queues = queues(config)?;
-    let listeners = open_listeners(config, inherited, queues)?;
-    let is_first = rustix::process::getpid().is_init();
-    if !is_first {
-        become_subreaper(&mut log);
-    }
-    let takes_sockets = workers.is_some() && ports::can_take_sockets();
-    let filter = workers.map(|_| port_filter(config, takes_sockets, &mut log)).transpose()?.flatten();
-    let decider = decider(config, workers, filter.is_some());
-    let guard = if is_first || !sys::children_share_namespace() { None } else { Some(guard_settings(config)) };
-    let settings = PortSettings { backlog: config.backlog, queues, shares_binds: filter.is_some(), takes_sockets };
-    let ports = workers.map(|_| Ports::new(settings, &listeners, &mut log)).transpose();
-    let ports = ports.map_err(|error| system("watch for events", error))?;
-    let launcher =
-        Launcher { filter, descriptor_limit, ..launcher(config, workers, listeners, checked, guard.as_ref())? };
-    // As variables they may be set for a whole image; without workers there is nothing to say there.
-    let file = |path: &'_ Option<PathBuf>| path.clone().filter(|_| supervised);
-    let pid_file = file(&config.pid_file).as_deref().map(PidFile::take).transpose()?;
-    let observers = match supervised {
-        true => Observers::new(control(config, &mut log)?, metrics_listener(config)?),
-        false => Observers::new(None, None),
+    let mut parts = Parts::default();
+    parts.make(config, &mut log)?;
+    let Parts { decider, guard, ports, launcher, pid_file, observers, status_file, .. } = parts;
+    let (Some(decider), Some(launcher), Some(observers)) = (decider, launcher, observers) else {
+        return Err(system("start", Errno::INVAL));
     };
-    let status_file = file(&config.status_file).as_deref().map(StatusFile::new).transpose()?;
     Running::new(Prepared { decider, launcher, guard, ports, observers, status_file, _pid_file: pid_file, log })
-        .map_err(|error| Error::new("watch for events", words(error)))
+        .map_err(|error| system("watch for events", error))
+}
+
+impl Parts {
+    fn make(&mut self, config: &Config, log: &mut Log) -> Result<(), Error> {
+        sys::set_ignored(Signal::CHLD, false);
+        if let Some(signal) = config.pdeathsig {
+            sys::set_parent_death_signal(signal)
+                .map_err(|error| Error::about("use --pdeathsig", &signal, words(error)))?;
+        }
+        self.listeners = listen::inherit();
+        let supervised = config.workers.is_some();
+        if supervised {
+            let kept = FIRST_DESCRIPTOR.saturating_add(i32::try_from(self.listeners.len()).unwrap_or(i32::MAX));
+            sys::close_range(kept, i32::MAX);
+        }
+        let descriptor_limit = config.workers.and_then(|_| raise_descriptor_limit());
+        let checked = check_command(config)?;
+        let workers = count_workers(config);
+        check_contradictions(config)?;
+        let queues = queues(config)?;
+        open_listeners(config, &mut self.listeners, queues)?;
+        let is_first = rustix::process::getpid().is_init();
+        if !is_first {
+            become_subreaper(log);
+        }
+        let takes_sockets = workers.is_some() && ports::can_take_sockets();
+        if workers.is_some() {
+            self.filter = port_filter(config, takes_sockets, log)?;
+        }
+        let shares_binds = self.filter.is_some();
+        self.decider = Some(decider(config, workers, shares_binds));
+        if !is_first && sys::children_share_namespace() {
+            self.guard = Some(guard_settings(config));
+        }
+        let settings = PortSettings { backlog: config.backlog, queues, shares_binds, takes_sockets };
+        if workers.is_some() {
+            let ports = Ports::new(settings, &self.listeners, log);
+            self.ports = Some(ports.map_err(|error| system("watch for events", error))?);
+        }
+        let listeners = std::mem::take(&mut self.listeners);
+        let launcher = self.launcher.insert(launcher(config, workers, listeners, checked, self.guard.as_ref())?);
+        launcher.filter = self.filter.take();
+        launcher.descriptor_limit = descriptor_limit;
+        // As variables they may be set for a whole image; without workers there is nothing to say there.
+        if !supervised {
+            self.observers = Some(Observers::new(None, None));
+            return Ok(());
+        }
+        self.pid_file = config.pid_file.as_deref().map(PidFile::take).transpose()?;
+        self.observers = Some(Observers::new(control(config, log)?, metrics_listener(config)?));
+        self.status_file = config.status_file.as_deref().map(StatusFile::new).transpose()?;
+        Ok(())
+    }
 }
 
 /// How many workers there are to be; `None`: init mode.
@@ -250,7 +287,7 @@ fn metrics_listener(config: &Config) -> Result<Option<Listener>, Error> {
     config.metrics.as_ref().map(|wanted| listen::open(wanted, config.backlog, Queues::One)).transpose()
 }
 
-fn open_listeners(config: &Config, mut listeners: Vec<Listener>, queues: Queues) -> Result<Vec<Listener>, Error> {
+fn open_listeners(config: &Config, listeners: &mut Vec<Listener>, queues: Queues) -> Result<(), Error> {
     let lowest = above_handed_down(listeners.len() + config.listen.len());
     for wanted in &config.listen {
         listeners.push(listen::open(wanted, config.backlog, queues)?);
@@ -274,13 +311,15 @@ fn decider(config: &Config, workers: Option<u32>, are_ports_shared: bool) -> Dec
         }))),
         Some(workers) => {
             let stop = Schedule::or_standard(config.stop.as_ref());
+            let mut policy = config.policy.clone();
+            policy.ready = ready;
             let settings = supervisor::Settings {
                 workers,
                 most_workers: match config.balance {
                     Balance::Shared => MOST_WORKERS,
                     Balance::PerWorker => ports::MOST_QUEUES,
                 },
-                policy: Policy { ready, ..config.policy.clone() },
+                policy,
                 reload_stop: Schedule::or_standard(config.reload_stop.as_ref().or(config.stop.as_ref())),
                 silent_stop: stop.after_abort(ABORT_WAIT),
                 stop,
@@ -319,10 +358,16 @@ fn launcher(
     let mut stdin = None;
     let mut death_pipe = None;
     if workers.is_some() {
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         stdin = Some(null.map_err(|error| system("open /dev/null", error))?);
         death_pipe = Some(DeathPipe::new(lowest).map_err(|error| system("make a pipe", error))?);
     }
+    // A directory that may not be searched, as root's is after sudo, can only be inherited.
+    let start_directory = match files::open_directory(Path::new(".")) {
+        Ok(directory) => Some(directory),
+        Err(Errno::ACCESS) => None,
+        Err(error) => return Err(system("open the current directory", error)),
+    };
     let watchdog = config.policy.watchdog.filter(|_| supervised);
     let asked = Asked {
         notify: supervised && (config.policy.ready == Ready::Notify || watchdog.is_some()),
@@ -342,13 +387,6 @@ fn launcher(
         (files::absolute(typed).unwrap_or_else(|_| typed.clone()), typed.clone())
     });
     let (arguments, shell_arguments) = argument_lists(&config.command);
-    // A directory that may not be searched, as root's is after sudo, can only be inherited.
-    let start_directory = match rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-    {
-        Ok(directory) => Some(directory),
-        Err(Errno::ACCESS) => None,
-        Err(error) => return Err(system("open the current directory", error)),
-    };
     let typed_directory = config.dir.clone().unwrap_or_else(|| PathBuf::from("."));
     let directory = config.dir.as_ref().and_then(|directory| CString::new(directory.as_os_str().as_bytes()).ok());
     let parent_death = guard.map_or(Signal::TERM, |guard| guard.schedule.first_signal());

@@ -26,7 +26,8 @@ use super::sys::{self, Fork, InitialSignals, Instruction, Pid, Pointers, StringL
 use super::terminal::Terminal;
 use super::users::Credentials;
 use super::{env_dir, ports};
-use crate::error::{Error, Status, words};
+use crate::error::{Error, Status};
+use crate::linux::words;
 use crate::signals::Signal;
 use crate::supervisor::rotation::QueueState;
 use crate::supervisor::{Generation, NotRun, WorkerId};

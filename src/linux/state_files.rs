@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use super::files;
 use super::log::Log;
 use super::own_path::OwnPath;
-use crate::error::{Error, words};
+use crate::error::Error;
+use crate::linux::words;
 use crate::supervisor::report::Level;
 
 /// The file that says which process panzer is. It is locked for as long as panzer lives, so that another one can tell.
@@ -89,7 +90,7 @@ pub(super) fn lock_present(path: &Path) -> Result<Option<OwnedFd>, Error> {
 /// It cannot.
 pub(super) fn check(option: &str, path: &Path) -> Result<(), Error> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).map_err(|error| refused(option, path, words(error)))
+    files::access(directory, rustix::fs::Access::WRITE_OK).map_err(|error| refused(option, path, words(error)))
 }
 
 /// The file that says which workers there are.
@@ -138,7 +139,7 @@ fn not_written(path: &Path, error: Errno) -> Error {
 }
 
 fn is_at(file: &OwnedFd, path: &Path) -> bool {
-    let (Ok(file), Ok(there)) = (rustix::fs::fstat(file), rustix::fs::stat(path)) else { return false };
+    let (Ok(file), Ok(there)) = (rustix::fs::fstat(file), files::stat(path)) else { return false };
     (file.st_dev, file.st_ino) == (there.st_dev, there.st_ino)
 }
 
@@ -149,20 +150,21 @@ fn write(path: &Path, content: &str, may_replace: bool) -> Result<(OwnedFd, OwnP
     let new = PathBuf::from(name);
     let new = new.as_path();
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::open(new, flags, Mode::from_raw_mode(0o644))?;
+    let file = rustix::fs::open(&*files::c_string(new)?, flags, Mode::from_raw_mode(0o644))?;
     // Before anybody can find it. Nobody else has it, so this cannot fail where there are locks.
     let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
     let renamed = files::write(file.as_fd(), content.as_bytes()).and_then(|()| OwnPath::of(new)).and_then(|own| {
         let how = if may_replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        match renameat_with(CWD, new, CWD, path, how) {
+        let (from, to) = (files::c_string(new)?, files::c_string(path)?);
+        match renameat_with(CWD, &*from, CWD, &*to, how) {
             // There are file systems that cannot tell.
-            Err(Errno::INVAL) => rustix::fs::rename(new, path)?,
+            Err(Errno::INVAL) => rustix::fs::rename(&*from, &*to)?,
             renamed => renamed?,
         }
         Ok(own.moved_to(path, content))
     });
     if renamed.is_err() {
-        let _ = rustix::fs::unlink(new);
+        let _ = files::unlink(new);
     }
     Ok((file, renamed?))
 }

@@ -784,7 +784,8 @@ fn last_error() -> Errno {
 }
 
 /// What the system says of an error (`strerror_r(3)`).
-pub(crate) fn words(error: Errno) -> String {
+#[must_use]
+pub fn words(error: Errno) -> String {
     let mut text = [0_u8; 128];
     // SAFETY: the call writes at most as many bytes as it is told that there are, and ends them with NUL.
     unsafe { libc::strerror_r(error.raw_os_error(), text.as_mut_ptr().cast(), text.len()) };

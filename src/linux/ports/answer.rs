@@ -16,11 +16,11 @@ use super::filter::Call;
 use super::names::Place;
 use super::shared::{Address, FirstBind, SharedListener, new_socket};
 use super::{CONNECTED, Ports, UNLISTENED, plain, until_shut_down};
-use crate::error::words;
 use crate::linux::files;
 use crate::linux::log::Log;
 use crate::linux::socket_options::{SO_BINDTOIFINDEX, SocketOptions};
 use crate::linux::sys::{self, Answer, Notification};
+use crate::linux::words;
 use crate::supervisor::report::Level;
 use crate::supervisor::{Event, WorkerId};
 
@@ -581,6 +581,6 @@ fn same_families(address: &Address, own: &OwnedFd, socket: &CallersSocket, optio
 /// Whether the kernel would let the caller bind this port, were it free.
 fn may_bind(caller: &Caller, address: &Address) -> bool {
     let Address::Internet(address) = address else { return true };
-    let start = files::read_text(Path::new(UNPRIVILEGED_START)).and_then(|text| text.trim_ascii().parse::<u16>().ok());
-    address.port() >= start.unwrap_or(1024) || caller.identity.may_bind_any_port()
+    let start = files::read_text(Path::new(UNPRIVILEGED_START)).and_then(|text| text.trim_ascii().parse::<u64>().ok());
+    u64::from(address.port()) >= start.unwrap_or(1024) || caller.identity.may_bind_any_port()
 }

@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -178,7 +178,7 @@ impl Caller {
 
     fn same_file(&self, name: &str, own: &str) -> Result<bool, Errno> {
         let path = self.path(name);
-        let (theirs, own) = self.look(|| Ok((rustix::fs::stat(&path)?, rustix::fs::stat(own)?)))?;
+        let (theirs, own) = self.look(|| Ok((files::stat(Path::new(&path))?, files::stat(Path::new(own))?)))?;
         Ok((theirs.st_dev, theirs.st_ino) == (own.st_dev, own.st_ino))
     }
 
@@ -198,11 +198,11 @@ impl Caller {
         let start = if start == libc::AT_FDCWD { "cwd".to_owned() } else { format!("fd/{start}") };
         // An absolute path takes the place of what it is joined to.
         let directory = if path.is_absolute() {
-            c"/".to_owned()
+            PathBuf::from("/")
         } else {
-            self.look(|| rustix::fs::readlink(self.path(&start), Vec::new()))?
+            self.look(|| files::read_link(Path::new(&self.path(&start))))?
         };
-        let full = Path::new(OsStr::from_bytes(directory.as_bytes())).join(path);
+        let full = directory.join(path);
         let directory = self.act(|| files::open(full.parent().unwrap_or(Path::new("/")), OFlags::PATH))??;
         Ok(files::path_of(&directory)?.join(name))
     }
@@ -210,8 +210,7 @@ impl Caller {
     /// The caller's directory.
     pub(super) fn directory(&self) -> Result<OwnedFd, Errno> {
         let path = self.path("cwd");
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.look(|| rustix::fs::open(&path, flags, rustix::fs::Mode::empty()))
+        self.look(|| files::open_directory(Path::new(&path)))
     }
 
     /// The caller's memory.
@@ -223,9 +222,10 @@ impl Caller {
     pub(super) fn socket(&self, number: RawFd) -> Result<Option<CallersSocket>, Errno> {
         let (link, info) = (self.path(&format!("fd/{number}")), self.path(&format!("fdinfo/{number}")));
         self.look(|| {
-            let Some(inode) = socket_inode(&link)? else { return Ok(None) };
+            let Some(inode) = socket_inode(Path::new(&link))? else { return Ok(None) };
             let mut name = [0_u8; 16];
-            let length = rustix::fs::getxattr(&link, "system.sockprotoname", &mut name)?;
+            let length =
+                rustix::fs::getxattr(&*files::c_string(Path::new(&link))?, c"system.sockprotoname", &mut name)?;
             let name = name.get(..length).unwrap_or_default();
             let (protocol, is_ipv6) = (protocol(name), name.starts_with(b"TCPv6") || name.starts_with(b"MPTCPv6"));
             let flags = files::read_text(Path::new(&info)).and_then(|info| flags(&info)).unwrap_or(OFlags::empty());
@@ -242,7 +242,7 @@ impl Caller {
             let mut found = false;
             let is_one = |inode: Option<u64>| inode.is_some_and(|inode| inodes.contains(&inode));
             files::for_each_name(path, &mut |name| {
-                found = socket_inode(path.join(name)).is_ok_and(is_one);
+                found = socket_inode(&path.join(name)).is_ok_and(is_one);
                 !found
             })?;
             Ok(found)
@@ -298,9 +298,9 @@ fn epoll_registration(process: i32, set: &OsStr, number: RawFd) -> Option<Regist
 }
 
 /// The inode of the socket that a link of `/proc/PID/fd` is; `None`: something else.
-fn socket_inode(link: impl AsRef<std::path::Path>) -> Result<Option<u64>, Errno> {
-    let target = rustix::fs::readlink(link.as_ref(), Vec::new())?;
-    let Ok(text) = target.to_str() else { return Ok(None) };
+fn socket_inode(link: &Path) -> Result<Option<u64>, Errno> {
+    let target = files::read_link(link)?;
+    let Some(text) = target.to_str() else { return Ok(None) };
     Ok(text.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')).and_then(|inode| inode.parse().ok()))
 }
 

@@ -35,7 +35,7 @@ use super::idle;
 use super::listen::{Listener, Queues};
 use super::log::Log;
 use super::socket_options::SocketOptions;
-use crate::error::words;
+use crate::linux::words;
 use crate::supervisor::report::Level;
 use crate::supervisor::rotation::QueueState;
 use crate::supervisor::{Event, WorkerId};

@@ -5,15 +5,16 @@
 //! else has put at the path, and leaves nothing behind. The directory is opened once: whoever can rename what leads to it
 //! must not make panzer link anything elsewhere.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::inotify::{self, WatchFlags};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::identity::{Identity, With};
+use crate::linux::files;
 
 /// How panzer learns of a link that is gone.
 #[derive(Debug, Default)]
@@ -25,10 +26,10 @@ pub(super) struct Names {
 #[derive(Debug)]
 pub(super) struct KeptName {
     directory: OwnedFd,
-    name: OsString,
+    name: CString,
     /// Where the hidden link is, and its name there.
     hidden_directory: OwnedFd,
-    hidden: OsString,
+    hidden: CString,
     /// Device and inode of the socket's file.
     file: (u64, u64),
     /// As whom to link and unlink; `None`: as panzer.
@@ -61,7 +62,7 @@ impl Names {
         // The number of links is an attribute of the file; the watch ends with it.
         name.as_owner(|| {
             let hidden = name.open_hidden()?;
-            inotify::add_watch(descriptor, path_of(hidden.as_fd()), WatchFlags::ATTRIB | WatchFlags::MOVE_SELF)
+            inotify::add_watch(descriptor, &*path_of(hidden.as_fd())?, WatchFlags::ATTRIB | WatchFlags::MOVE_SELF)
                 .map(drop)
         })?;
         Ok(descriptor.as_fd())
@@ -82,8 +83,9 @@ impl KeptName {
     pub(super) fn new(path: &Path, owner: Option<Identity>) -> Result<Self, Errno> {
         let name = path.file_name().ok_or(Errno::INVAL)?;
         let beside = path.parent().unwrap_or(Path::new("/"));
-        let directory = open_directory(beside)?;
-        let file = id_of(&rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?);
+        let directory = files::open_directory(beside)?;
+        let own_name = files::c_string(Path::new(name))?;
+        let file = id_of(&rustix::fs::statat(&directory, &*own_name, AtFlags::SYMLINK_NOFOLLOW)?);
         // A program that has made a directory for itself wants to remove it, and nothing else must be in it then.
         let found = rustix::fs::fstat(&directory)?;
         let is_private = found.st_mode & 0o077 == 0 && found.st_uid == rustix::process::geteuid().as_raw();
@@ -93,14 +95,14 @@ impl KeptName {
             Some(linked) => linked,
             None => link_hidden(&directory, name, beside, &[])?,
         };
-        let kept = Self { directory, name: name.to_owned(), hidden_directory, hidden, file, owner };
+        let kept = Self { directory, name: own_name, hidden_directory, hidden, file, owner };
         if id_at(&kept.hidden_directory, &kept.hidden) == Some(file) { Ok(kept) } else { Err(Errno::NOENT) }
     }
 
     /// The hidden link, if it is still one to the socket's file.
     fn open_hidden(&self) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let hidden = rustix::fs::openat(&self.hidden_directory, &self.hidden, flags, Mode::empty())?;
+        let hidden = rustix::fs::openat(&self.hidden_directory, &*self.hidden, flags, Mode::empty())?;
         if id_of(&rustix::fs::fstat(&hidden)?) == self.file { Ok(hidden) } else { Err(Errno::STALE) }
     }
 
@@ -110,7 +112,7 @@ impl KeptName {
             Some(found) if found == self.file => Place::There,
             Some(_) => Place::Taken,
             None => {
-                let hidden = rustix::fs::statat(&self.hidden_directory, &self.hidden, AtFlags::SYMLINK_NOFOLLOW);
+                let hidden = rustix::fs::statat(&self.hidden_directory, &*self.hidden, AtFlags::SYMLINK_NOFOLLOW);
                 // A link besides the hidden one is what it was renamed to.
                 if hidden.is_ok_and(|hidden| hidden.st_nlink > 1) { Place::Renamed } else { Place::Gone }
             }
@@ -128,8 +130,13 @@ impl KeptName {
         self.as_owner(|| {
             // What was looked at is what is linked, whatever the name means by now.
             let hidden = self.open_hidden()?;
-            match rustix::fs::linkat(CWD, path_of(hidden.as_fd()), &self.directory, &self.name, AtFlags::SYMLINK_FOLLOW)
-            {
+            match rustix::fs::linkat(
+                CWD,
+                &*path_of(hidden.as_fd())?,
+                &self.directory,
+                &*self.name,
+                AtFlags::SYMLINK_FOLLOW,
+            ) {
                 Err(Errno::EXIST) => Ok(()),
                 linked => linked,
             }
@@ -149,7 +156,7 @@ impl Drop for KeptName {
         let _ = self.as_owner(|| {
             for (directory, name) in [(&self.directory, &self.name), (&self.hidden_directory, &self.hidden)] {
                 if id_at(directory, name) == Some(self.file) {
-                    let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
+                    let _ = rustix::fs::unlinkat(directory, &**name, AtFlags::empty());
                 }
             }
             Ok(())
@@ -158,30 +165,22 @@ impl Drop for KeptName {
 }
 
 /// Makes the hidden link to `name`: `.PREFIXNAME.panzer` in the directory `into`.
-fn link_hidden(
-    directory: &OwnedFd,
-    name: &OsStr,
-    into: &Path,
-    prefix: &[&OsStr],
-) -> Result<(OwnedFd, OsString), Errno> {
+fn link_hidden(directory: &OwnedFd, name: &OsStr, into: &Path, prefix: &[&OsStr]) -> Result<(OwnedFd, CString), Errno> {
     let parts = [&[OsStr::new(".")], prefix, &[name, OsStr::new(".panzer")]].concat();
     let hidden: OsString = parts.into_iter().collect();
-    let into = open_directory(into)?;
+    let (name, hidden) = (files::c_string(Path::new(name))?, files::c_string(Path::new(&hidden))?);
+    let into = files::open_directory(into)?;
     // One that a killed panzer has left: its socket is dead, or it has lost the path, so the link is of no use.
-    match rustix::fs::unlinkat(&into, &hidden, AtFlags::empty()) {
+    match rustix::fs::unlinkat(&into, &*hidden, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error),
     }
-    rustix::fs::linkat(directory, name, &into, &hidden, AtFlags::empty())?;
+    rustix::fs::linkat(directory, &*name, &into, &*hidden, AtFlags::empty())?;
     Ok((into, hidden))
 }
 
-fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
 /// Device and inode of what has this name now.
-fn id_at(directory: &OwnedFd, name: &OsStr) -> Option<(u64, u64)> {
+fn id_at(directory: &OwnedFd, name: &CStr) -> Option<(u64, u64)> {
     rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|found| id_of(&found))
 }
 
@@ -190,6 +189,6 @@ fn id_of(found: &Stat) -> (u64, u64) {
 }
 
 /// The name by which the kernel knows an open descriptor.
-fn path_of(descriptor: BorrowedFd<'_>) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+fn path_of(descriptor: BorrowedFd<'_>) -> Result<CString, Errno> {
+    files::c_string(Path::new(&format!("/proc/self/fd/{}", descriptor.as_raw_fd())))
 }

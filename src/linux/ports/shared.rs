@@ -9,20 +9,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with, sockopt};
 
 use super::caller::{Caller, CallersSocket, Protocol, Wanted, inode};
 use super::names::KeptName;
 use super::{CONNECTED, Token, queues, until_shut_down};
-use crate::error::words;
+use crate::linux::address::Shown;
 use crate::linux::files;
-use crate::linux::listen::{Listener, Queues, another_member};
+use crate::linux::listen::{Listener, Queues, another_member, unix_address};
 use crate::linux::log::Log;
 use crate::linux::socket_options::SocketOptions;
+use crate::linux::words;
 use crate::linux::{processes, queue_length, sys};
 use crate::supervisor::WorkerId;
 use crate::supervisor::report::Level;
@@ -46,7 +44,7 @@ pub(super) enum Address {
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Internet(address) => write!(f, "tcp://{address}"),
+            Self::Internet(address) => write!(f, "tcp://{}", Shown(*address)),
             Self::Path(path) => write!(f, "unix://{}", path.display()),
         }
     }
@@ -196,11 +194,11 @@ impl FirstBind<'_> {
 
 /// Binds to a path as the caller has written it: the socket tells everyone who asks what it was bound to.
 fn bind_to_path(socket: &OwnedFd, typed: &Path, caller: &Caller) -> Result<(), Errno> {
-    let address = SocketAddrUnix::new(typed)?;
+    let address = unix_address(typed)?;
     if typed.is_absolute() {
         return bind(socket, &address);
     }
-    let own = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let own = files::open_directory(Path::new("."))?;
     rustix::process::fchdir(caller.directory()?)?;
     let bound = bind(socket, &address);
     rustix::process::fchdir(own)?;
