@@ -76,18 +76,6 @@ impl fmt::Display for Typed<'_> {
     }
 }
 
-/// What the system says of an error, without std's `(os error 2)`. Where there is a number, the system's part
-/// has words for it that take less of the shipped file: see docs/DESIGN.md, "Size".
-#[must_use]
-pub fn cause(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let last = text.bytes().rposition(|byte| byte == b'(');
-    match last.and_then(|last| text.split_at_checked(last)) {
-        Some((words, number)) if number.starts_with("(os error ") => words.trim_ascii_end().to_owned(),
-        _ => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,10 +84,5 @@ mod tests {
     fn an_error_is_one_line_whatever_was_typed() {
         let error = Error::new("use --stop a\nb", "no such signal");
         assert_eq!(error.to_string(), "cannot use --stop a\\nb: no such signal");
-    }
-
-    #[test]
-    fn a_cause_is_the_systems_words_only() {
-        assert_eq!(cause(&std::io::Error::from_raw_os_error(2)), "No such file or directory");
     }
 }

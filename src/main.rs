@@ -46,6 +46,6 @@ fn shown(config: &Config) -> Result<Option<String>, Error> {
 }
 
 fn print(text: &str) -> Result<Status, Error> {
-    linux::print(text).map_err(|error| Error::new("write to stdout", panzer::error::cause(&error)))?;
+    linux::print(text).map_err(|error| Error::new("write to stdout", linux::words(error)))?;
     Ok(Status::SUCCESS)
 }

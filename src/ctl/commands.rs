@@ -20,7 +20,7 @@ use crate::signals::Signal;
 /// - what it is
 ///
 /// Texts, since a table of their parts would be twice as large.
-const WORDS: [&str; 15] = [
+pub const WORDS: [&str; 15] = [
     "status|||what panzer and its workers do",
     "top|||the same, live",
     "ready|||exit with 0 when all workers are ready, else with 1",
@@ -46,15 +46,21 @@ const HELP_OPTION: &str = "--help";
 const SECOND_COLUMN: usize = 20;
 
 /// A row of the table.
-struct Word {
-    name: &'static str,
-    takes: &'static str,
-    command: &'static str,
-    summary: &'static str,
+pub struct Word {
+    /// `status`, `--json`
+    pub name: &'static str,
+    /// What comes after it.
+    pub takes: &'static str,
+    /// The command that an option is for; empty: all.
+    pub command: &'static str,
+    /// What it is.
+    pub summary: &'static str,
 }
 
 impl Word {
-    fn read(mut row: &'static str) -> Self {
+    /// Reads one of [`WORDS`].
+    #[must_use]
+    pub fn read(mut row: &'static str) -> Self {
         let mut next = || column(&mut row);
         Self { name: next(), takes: next(), command: next(), summary: next() }
     }
@@ -204,8 +210,9 @@ pub(super) fn help() -> String {
         while out.len() < end {
             out.push(' ');
         }
-        out.push_str(word.summary);
-        out.push('\n');
+        for part in [word.command, if word.command.is_empty() { "" } else { ": " }, word.summary, "\n"] {
+            out.push_str(part);
+        }
     }
     out.push_str(
         "\nWithout an option for it, panzer is that of PANZER_CONTROL, PANZER_PID, PID 1,\n\

@@ -8,9 +8,9 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
 use super::Failure;
-use super::table::clean;
-use crate::error::cause;
+use super::table::printable;
 use crate::linux::limit_waiting;
+use crate::linux::words;
 
 /// How many seconds panzer may say nothing.
 pub(super) const LIMIT: u8 = 5;
@@ -65,7 +65,7 @@ impl Connection {
             Ok(0) | Err(Errno::CONNRESET) => return Ok(false),
             Ok(length) => self.bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
             Err(Errno::AGAIN) => return Err(self.silent()),
-            Err(error) => return Err(self.error(&cause(&error.into()))),
+            Err(error) => return Err(self.error(&words(error))),
         }
         if self.bytes.len() > LONGEST { Err(self.error("its answer does not end")) } else { Ok(true) }
     }
@@ -94,7 +94,7 @@ impl Connection {
         match line.strip_prefix("panzer 1 ") {
             Some("ok") => Ok(()),
             Some(rest) => match rest.strip_prefix("error ") {
-                Some(message) => Err(Failure::answer(clean(message))),
+                Some(message) => Err(Failure::answer(printable(message))),
                 None => Err(self.error("its answer is none")),
             },
             None if line.starts_with("panzer ") => Err(self.error("it is of another version than this client")),

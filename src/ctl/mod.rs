@@ -10,7 +10,7 @@
 //! - `table`: the status for people
 //! - `top`: the same, live
 
-mod commands;
+pub mod commands;
 mod connection;
 mod table;
 mod target;
@@ -22,7 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::termios::isatty;
 
 use crate::config::LogFormat;
-use crate::error::{Error, Status, cause};
+use crate::error::{Error, Status};
 use crate::linux::{self, Log};
 use crate::records::{Record, records};
 use crate::supervisor::report::Level;
@@ -104,7 +104,7 @@ fn try_to_run(arguments: Vec<OsString>, variable: Variables<'_>) -> Result<Statu
 fn print(text: &str) -> Result<Status, Failure> {
     match linux::print(text) {
         Ok(()) => Ok(Status::SUCCESS),
-        Err(error) => Err(Failure::new("write to stdout", &cause(&error))),
+        Err(error) => Err(Failure::new("write to stdout", &linux::words(error))),
     }
 }
 
@@ -132,19 +132,20 @@ fn status(given: &Given, server: &mut Server, variable: Variables<'_>) -> Result
         columns = table::size(stdout).0;
         is_colourful = table::is_colourful(variable);
     }
-    let view = View { columns, lines: None, is_colourful, before: "" };
+    let view = View { columns, lines: None, is_colourful, before: "", measured: 0 };
     print(&table::page(&document, &view))
 }
 
 /// `ready`
 fn ready(given: &Given, server: &mut Server, _: Variables<'_>) -> Result<Status, Failure> {
-    let document = ask(server, "status", END)?;
+    let document = ask(server, "ready", "}\n")?;
     let number = |name: &str| of_panzer(&document)?.thousandths(name).map(|number| number / 1000);
     let (Some(ready), Some(workers)) = (number("ready"), number("workers")) else {
-        return Err(Failure::new("read the status", "it does not say how many workers are ready"));
+        return Err(Failure::new("read the answer", "it does not say how many workers are ready"));
     };
     let least = given.least_ready.map_or(workers, u64::from);
-    print(&format!("{ready} of {workers} workers are ready\n"))?;
+    let wanted = if least == workers { String::new() } else { format!("; {least} are enough") };
+    print(&format!("{ready} of {workers} workers are ready{wanted}\n"))?;
     Ok(if ready >= least { Status::SUCCESS } else { REFUSED_BY_PANZER })
 }
 
@@ -172,7 +173,7 @@ fn reload(given: &Given, server: &mut Server, _: Variables<'_>) -> Result<Status
             let message = get("message");
             break if result == "ok" { Ok(message + "\n") } else { Err(Failure::answer(message)) };
         }
-        if is_shown {
+        if is_shown && record.get("of").is_some() {
             progress(&format!("\rreloading to generation {}: {} of {}", get("generation"), get("done"), get("of")));
             end = "\n";
         }

@@ -93,6 +93,7 @@ const BAR: u64 = 6;
 const LEAST_COLUMNS: usize = 40;
 
 /// What it is shown on.
+#[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     /// The width.
     pub(super) columns: usize,
@@ -101,6 +102,8 @@ pub(super) struct View<'a> {
     pub(super) is_colourful: bool,
     /// The document before, on a screen: CPU time is counted from there.
     pub(super) before: &'a str,
+    /// When the CPU times of the present document were looked at: it says that itself.
+    pub(super) measured: u64,
 }
 
 /// Width and height of a terminal; one that does not know says 0.
@@ -118,6 +121,7 @@ pub(super) fn is_colourful(variable: Variables<'_>) -> bool {
 /// The whole status.
 pub(super) fn page(document: &str, view: &View<'_>) -> String {
     let mut out = String::new();
+    let view = &View { measured: measured(document).unwrap_or(0), ..*view };
     if let Some(panzer) = of_panzer(document) {
         let mut head = String::new();
         for column in &HEAD {
@@ -291,19 +295,30 @@ fn number(column: &Column, row: Record<'_>, view: &View<'_>) -> Option<u64> {
     }
 }
 
+/// When CPU times were looked at, in milliseconds since panzer's start.
+fn measured(document: &str) -> Option<u64> {
+    records(document).next()?.1.thousandths("measured_at_seconds")
+}
+
 /// The CPU time since the document before, in percent.
 fn percent(row: Record<'_>, view: &View<'_>) -> Option<u64> {
     let (pid, used) = (row.get("pid")?, row.thousandths("cpu_seconds")?);
     let (_, before) =
         records(view.before).find(|(section, row)| *section == "workers" && row.get("pid") == Some(pid))?;
-    // Of one process the two grow by the same clock.
-    let elapsed = row.thousandths("uptime_seconds")?.saturating_sub(before.thousandths("uptime_seconds")?);
+    // Both were looked at then, and not when the documents were made.
+    let elapsed = view.measured.saturating_sub(measured(view.before)?);
     used.saturating_sub(before.thousandths("cpu_seconds")?).saturating_mul(100).checked_div(elapsed)
 }
 
+/// The reasons of ends that were asked for.
+const REPLACED: [&str; 5] = ["reload", "scale", "asked", "max_age", "max_rss"];
+
 /// `was killed by SIGKILL 61s ago; what the worker says`
 fn end(row: Record<'_>) -> String {
-    let mut out = row.get("last_end").map(clean).unwrap_or_default();
+    let reason = row.get("last_end_reason").unwrap_or_default();
+    // Of one that was replaced, it says more why than how.
+    let name = if REPLACED.contains(&reason) { "last_end_reason" } else { "last_end" };
+    let mut out = row.get(name).map(clean).unwrap_or_default();
     if let Some(ago) = row.get("last_end_seconds_ago") {
         for part in [" ", &time(ago), " ago"] {
             out.push_str(part);
@@ -342,10 +357,15 @@ fn size_of(bytes: u64) -> String {
     }
 }
 
-/// What an escaped text stands for, fit to be shown: a space for each control character.
+/// What an escaped text of a record stands for, fit to be shown.
 pub(super) fn clean(text: &str) -> String {
+    printable(&unescape(text))
+}
+
+/// A text as it is, with a space for each control character.
+pub(super) fn printable(text: &str) -> String {
     let mut out = String::new();
-    for c in unescape(text).chars() {
+    for c in text.chars() {
         let is_control = c < ' ' || ('\u{7f}'..='\u{9f}').contains(&c);
         add(if is_control { ' ' } else { c }, &mut out);
     }
@@ -356,7 +376,7 @@ pub(super) fn clean(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const HEAD: &str = "{\"panzer\":\n{\"version\":\"0.1.0\",\"pid\":7,\"uptime_seconds\":93.120,\"generation\":1,\"doing\":\"running\"}\n";
+    const HEAD: &str = "{\"panzer\":\n{\"version\":\"0.1.0\",\"pid\":7,\"uptime_seconds\":93.120,\"measured_at_seconds\":92.000,\"generation\":1,\"doing\":\"running\"}\n";
 
     fn document(listeners: &str, workers: &str) -> String {
         format!("{HEAD},\"listeners\":[\n{listeners}],\"workers\":[\n{workers}],\"restarts\":\n{{\"exit\":0}}\n]}}\n")
@@ -371,7 +391,7 @@ mod tests {
     }
 
     fn shown(document: &str, columns: usize, lines: Option<usize>) -> String {
-        page(document, &View { columns, lines, is_colourful: false, before: "" })
+        page(document, &View { columns, lines, is_colourful: false, before: "", measured: 0 })
     }
 
     #[test]
@@ -414,8 +434,8 @@ SLOT  PID  GEN  STATE     UP  RESTARTS   CPU    MEM  LAST END, STATUS
     fn a_screen_has_percent_and_bars() {
         let first = document("", &worker(0, "1.00", 100, ""));
         let second = document("", &format!("{},{}", worker(0, "1.50", 100, ""), worker(1, "9.00", 51, "")));
-        let second = second.replace("60.02", "61.02");
-        let view = View { columns: 80, lines: Some(24), is_colourful: false, before: &first };
+        let second = second.replace("\"measured_at_seconds\":92.000", "\"measured_at_seconds\":93.000");
+        let view = View { columns: 80, lines: Some(24), is_colourful: false, before: &first, measured: 0 };
         let text = page(&second, &view);
         assert!(text.contains("50% |||...  100 ||||||\n"), "{text}");
         assert!(text.contains("-   51 ||||..\n"), "{text}");
@@ -423,7 +443,7 @@ SLOT  PID  GEN  STATE     UP  RESTARTS   CPU    MEM  LAST END, STATUS
 
     #[test]
     fn only_a_state_has_a_colour() {
-        let view = View { columns: 80, lines: None, is_colourful: true, before: "" };
+        let view = View { columns: 80, lines: None, is_colourful: true, before: "", measured: 0 };
         let text = page(&document("", &worker(0, "1", 1, "")), &view);
         assert_eq!(
             text.replace("\x1b[32mready\x1b[m", "ready"),

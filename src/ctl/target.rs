@@ -13,11 +13,11 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use super::commands::Given;
 use super::connection::{Connection, LIMIT};
-use super::table::clean;
+use super::table::printable;
 use super::{Failure, Variables};
 use crate::config::control_name;
-use crate::error::{Typed, cause};
-use crate::linux::{limit_waiting, peer_of, read_file};
+use crate::error::Typed;
+use crate::linux::{is_own_user, limit_waiting, peer_of, read_file, words};
 
 /// What `/proc/net/unix` says of a socket that listens.
 const LISTENS: &str = "00010000";
@@ -31,6 +31,8 @@ pub(super) struct Server {
     path: OsString,
     /// What its pid must be; 0: whatever it is.
     pid: i32,
+    /// It was asked for by name, and not found by the name that somebody has given himself.
+    is_named: bool,
     /// The first connection, which has shown that it is there.
     connected: Option<OwnedFd>,
 }
@@ -45,21 +47,22 @@ enum Miss {
 
 impl From<Errno> for Miss {
     fn from(error: Errno) -> Self {
-        if error == Errno::CONNREFUSED { Self::Nobody } else { Self::Because(cause(&error.into())) }
+        if error == Errno::CONNREFUSED { Self::Nobody } else { Self::Because(words(error)) }
     }
 }
 
 impl Server {
-    /// The one with this pid, or at this path, if it is there and may be asked.
-    fn new(pid: i32, path: &OsStr) -> Result<Self, Miss> {
-        let mut server = Self { path: path.to_owned(), pid, connected: None };
+    /// The one with this pid, or at this path, if it is there and may be asked. `is_named`: nobody else will do, so that
+    /// root takes it whosever it is.
+    fn new(pid: i32, path: &OsStr, is_named: bool) -> Result<Self, Miss> {
+        let mut server = Self { path: path.to_owned(), pid, is_named, connected: None };
         server.connected = Some(server.connect()?);
         Ok(server)
     }
 
-    /// The same where it was named, so that another one will not do.
+    /// The one that was named.
     fn named(pid: i32, path: &OsStr) -> Result<Self, Failure> {
-        Self::new(pid, path).map_err(|miss| refuse(pid, path, miss, "nobody listens there; panzer does with -n"))
+        Self::new(pid, path, true).map_err(|miss| refuse(pid, path, miss, "nobody listens there; panzer does with -n"))
     }
 
     /// Sends a request.
@@ -82,9 +85,9 @@ impl Server {
         connect(&socket, &address)?;
         let Some(peer) = peer_of(socket.as_fd()) else { return Err(Miss::Nobody) };
         // panzer takes requests from root and from its own user. Anybody may bind an abstract name, so a client believes
-        // its own user alone; root any, since below it is made sure that this is the process that is meant.
-        let own = rustix::process::geteuid().as_raw();
-        if own != 0 && peer.uid != own {
+        // its own user alone; root any whom it has named, since below it is made sure that this is that process.
+        let is_believed = is_own_user(peer.uid) || (self.is_named && rustix::process::geteuid().is_root());
+        if !is_believed {
             return Err(Miss::Because(format!("it belongs to uid {}, and only that user may ask it", peer.uid)));
         }
         if self.pid != 0 && peer.pid != self.pid {
@@ -125,7 +128,7 @@ pub(super) fn find(given: &Given, variable: Variables<'_>) -> Result<Server, Fai
     }
     if let Some(path) = given.value("--pid-file") {
         let refuse = |cause: &str| Failure::unusable("--pid-file", path, cause);
-        let content = read_file(Path::new(path)).map_err(|error| refuse(&cause(&error.into())))?;
+        let content = read_file(Path::new(path)).map_err(|error| refuse(&words(error)))?;
         let content = std::str::from_utf8(&content).unwrap_or_default();
         return Server::named(pid_of(content.trim_ascii()).ok_or_else(|| refuse("it holds no pid"))?, none);
     }
@@ -133,14 +136,15 @@ pub(super) fn find(given: &Given, variable: Variables<'_>) -> Result<Server, Fai
         return Server::named(0, &path);
     }
     let mut cause = "none listens here; panzer does with -n".to_owned();
-    let named = variable("PANZER_PID").and_then(|pid| pid_of(pid.to_str()?)).unwrap_or(1);
-    let mut found = Vec::new();
-    for pid in [named, 1] {
-        visit(pid, &mut found, &mut cause);
-        if let Some(server) = found.pop() {
-            return Ok(server);
-        }
+    if let Some(pid) = variable("PANZER_PID").and_then(|pid| pid_of(pid.to_str()?)) {
+        return Server::named(pid, none);
     }
+    match Server::new(1, none, true) {
+        Ok(server) => return Ok(server),
+        Err(Miss::Nobody) => {}
+        Err(miss) => return Err(refuse(1, none, miss, "")),
+    }
+    let mut found = Vec::new();
     for pid in listening(&read_file(Path::new("/proc/net/unix")).unwrap_or_default(), own_namespace()) {
         visit(pid, &mut found, &mut cause);
     }
@@ -153,7 +157,7 @@ pub(super) fn find(given: &Given, variable: Variables<'_>) -> Result<Server, Fai
 /// Keeps the panzer with this pid, or why it may not be asked, if there is one.
 #[inline(never)]
 fn visit(pid: i32, found: &mut Vec<Server>, cause: &mut String) {
-    match Server::new(pid, OsStr::new("")) {
+    match Server::new(pid, OsStr::new(""), false) {
         Ok(server) => found.push(server),
         Err(Miss::Nobody) => {}
         Err(Miss::Because(why)) => *cause = format!("pid {pid}: {why}"),
@@ -188,7 +192,7 @@ fn choices(servers: &[Server]) -> String {
         let line = read_file(Path::new(&format!("/proc/{}/cmdline", server.pid))).unwrap_or_default();
         let line = String::from_utf8_lossy(line.get(..LONGEST_SHOWN).unwrap_or(&line));
         let separator = if out.ends_with(':') { "" } else { "," };
-        let _ = write!(out, "{separator} {} ({})", server.pid, clean(&line).trim_ascii_end());
+        let _ = write!(out, "{separator} {} ({})", server.pid, printable(&line).trim_ascii_end());
     }
     out
 }

@@ -16,7 +16,7 @@ use super::connection::{Connection, END, LIMIT};
 use super::table::{self, View};
 use super::target::Server;
 use super::{Failure, Variables};
-use crate::error::{Status, cause};
+use crate::error::Status;
 use crate::linux::{self, Instant, Modes, SignalSource};
 use crate::signals::Signal;
 
@@ -37,7 +37,7 @@ pub(super) fn run(_: &Given, server: &mut Server, variable: Variables<'_>) -> Re
     }
     // From here on signals are read, so that none ends the client on a changed terminal.
     linux::hold_signals();
-    let screen = Screen::open().map_err(|error| Failure::new("show top", &cause(&error)))?;
+    let screen = Screen::open().map_err(|error| Failure::new("show top", &linux::words(error)))?;
     let colour = table::is_colourful(variable);
     let ended = watch(server, &screen, colour);
     drop(screen);
@@ -55,7 +55,7 @@ struct Screen {
 }
 
 impl Screen {
-    fn open() -> std::io::Result<Self> {
+    fn open() -> Result<Self, Errno> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let open = |path: &str| open(path, flags, Mode::empty());
         let terminal = open("/dev/tty").or_else(|_| open("/proc/self/fd/1"))?;
@@ -97,7 +97,7 @@ impl Screen {
 
     fn draw(&self, document: &str, before: &str, is_colourful: bool) {
         let (columns, lines) = table::size(self.terminal.as_fd());
-        let view = View { columns, lines: Some(lines), is_colourful, before };
+        let view = View { columns, lines: Some(lines), is_colourful, before, measured: 0 };
         let page = table::page(document, &view);
         let mut frame = "\x1b[H".to_owned();
         for line in page.split('\n').take(lines.saturating_sub(1)) {

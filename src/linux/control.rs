@@ -10,19 +10,22 @@ use std::time::Duration;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recv,
-    send, socket_with,
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
+    recv, send, shutdown, socket_with,
 };
 
 use super::idle;
 use super::listen::bind_path;
 use super::own_path::OwnPath;
-use super::peer::{Peer, peer_of};
+use super::peer::{Peer, is_own_user, peer_of};
 use crate::supervisor::commands::{self, Command, LONGEST_REQUEST};
 use crate::supervisor::{Client, Generation};
 
 /// So many clients are kept; for one more, the one that came first goes.
 const MOST_CLIENTS: usize = 16;
+
+/// So many more may follow a reload; a further one is told no more than that it has begun.
+const MOST_FOLLOWERS: usize = 64;
 
 /// How many things are done for clients before panzer looks at anything else.
 const DONE_AT_ONCE: usize = 8;
@@ -114,7 +117,7 @@ impl Control {
     pub(super) fn listen_at(&mut self, path: &Path) -> Result<(), String> {
         let (socket, own) = bind_path(path, Some(MODE), BACKLOG)?;
         self.path = Some(own);
-        self.add(socket).map_err(crate::error::words)
+        self.add(socket).map_err(super::sys::words)
     }
 
     fn add(&mut self, listener: OwnedFd) -> Result<(), Errno> {
@@ -177,32 +180,37 @@ impl Control {
                 Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
                 Err(_) => {
                     // Short of descriptors: the kernel would tell of the same client again and again.
-                    self.connections.clear();
                     let _ = epoll::delete(&self.epoll, listener);
                     self.rests_until = Some(now + REST);
+                    self.make_room(0);
                     return;
                 }
             };
+            if let Some(refusal) = refusal(&socket) {
+                // What has come of a request is taken: a socket that is closed before that breaks the answer.
+                let _ = recv(&socket, &mut [0_u8; LONGEST_REQUEST], RecvFlags::DONTWAIT);
+                let line = format!("panzer 1 error {refusal}\n");
+                let _ = send(&socket, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+                continue;
+            }
+            self.make_room(MOST_CLIENTS - 1);
             self.last.0 += 1;
             let client = self.last;
             if self.watch(&socket, client.0, epoll::EventFlags::IN).is_err() {
                 continue;
             }
             self.connections.push(Connection { client, socket, stage: Stage::Asking, bytes: Vec::new() });
-            if self.connections.len() > MOST_CLIENTS {
-                // Whoever follows a reload stays if there is another one, and this one stays in any case.
-                let may_go = |one: &Connection| one.client != client && !matches!(one.stage, Stage::Following(..));
-                let oldest = self.connections.iter().position(may_go).unwrap_or(0);
-                self.let_go(oldest);
-            }
-            match self.refusal(client) {
-                Some(refusal) => {
-                    self.pass_over_request(client);
-                    self.answer(client, Err(refusal), None);
-                }
-                // Most have sent their request by now.
-                None => self.serve(client, requests),
-            }
+            // Most have sent their request by now.
+            self.serve(client, requests);
+        }
+    }
+
+    /// Lets go of those who came first until no more than so many are left, beside those who follow a reload.
+    fn make_room(&mut self, most: usize) {
+        let may_go = |one: &Connection| !matches!(one.stage, Stage::Following(_));
+        while self.connections.iter().filter(|one| may_go(one)).count() > most {
+            let Some(oldest) = self.connections.iter().position(may_go) else { return };
+            self.let_go(oldest);
         }
     }
 
@@ -211,26 +219,12 @@ impl Control {
     }
 
     #[inline(never)]
+    /// Closes a connection for all who have a copy: a child that has not executed yet keeps one, with which epoll would go on
+    /// telling of it, and the client would wait for its end.
     fn let_go(&mut self, index: usize) {
-        drop(self.connections.remove(index));
-    }
-
-    /// Why somebody may not ask anything: only root and panzer's own user may.
-    fn refusal(&self, client: Client) -> Option<String> {
-        let connection = self.connections.get(self.index_of(client)?)?;
-        let own = rustix::process::geteuid().as_raw();
-        match peer_of(connection.socket.as_fd()) {
-            Some(Peer { uid, .. }) if uid == 0 || uid == own => None,
-            Some(Peer { uid, .. }) => Some(format!("cannot let user {uid} steer this panzer: it is user {own}'s")),
-            None => Some("cannot tell who asks".to_owned()),
-        }
-    }
-
-    /// Takes what has come of a request that is not even looked at: a socket that is closed before that breaks the answer.
-    fn pass_over_request(&self, client: Client) {
-        if let Some(connection) = self.index_of(client).and_then(|index| self.connections.get(index)) {
-            let _ = recv(&connection.socket, &mut [0_u8; LONGEST_REQUEST], RecvFlags::DONTWAIT);
-        }
+        let connection = self.connections.remove(index);
+        let _ = epoll::delete(&self.epoll, &connection.socket);
+        let _ = shutdown(&connection.socket, Shutdown::Both);
     }
 
     /// A client can be read from or written to, or is gone.
@@ -269,6 +263,7 @@ impl Control {
     /// Sends the answer to a request: the first line, and what there is to say. That is the end of it, but for a client that
     /// follows the `reload` that the answer is about.
     pub(super) fn answer(&mut self, client: Client, answer: Result<String, String>, reload: Option<Generation>) {
+        let followers = self.connections.iter().filter(|one| matches!(one.stage, Stage::Following(_))).count();
         let Some(index) = self.index_of(client) else { return };
         let Some(connection) = self.connections.get_mut(index) else { return };
         let is_ok = answer.is_ok();
@@ -280,7 +275,9 @@ impl Control {
         }
         connection.bytes = text.into_bytes();
         connection.stage = match (connection.stage, reload) {
-            (Stage::Waiting { follows: true }, Some(generation)) => Stage::Following(generation),
+            (Stage::Waiting { follows: true }, Some(generation)) if followers < MOST_FOLLOWERS => {
+                Stage::Following(generation)
+            }
             (Stage::Asking | Stage::Waiting { .. } | Stage::Following(_) | Stage::Taking, _) => Stage::Taking,
         };
         if connection.stage == Stage::Taking {
@@ -317,11 +314,26 @@ impl Control {
     /// Tells those who follow this reload (`None`: any) how it goes on. Lets go of them where that `is_last`, and of those who
     /// do not take it.
     pub(super) fn tell(&mut self, generation: Option<Generation>, line: &str, is_last: bool) {
-        self.connections.retain(|one| match one.stage {
-            Stage::Following(followed) if generation.is_none_or(|generation| generation == followed) => {
-                one.send(line.as_bytes()) == Ok(line.len()) && !is_last
+        let mut index = 0;
+        while let Some(one) = self.connections.get(index) {
+            let is_told = match one.stage {
+                Stage::Following(followed) => generation.is_none_or(|generation| generation == followed),
+                Stage::Asking | Stage::Waiting { .. } | Stage::Taking => false,
+            };
+            if is_told && (one.send(line.as_bytes()) != Ok(line.len()) || is_last) {
+                self.let_go(index);
+            } else {
+                index += 1;
             }
-            Stage::Following(_) | Stage::Asking | Stage::Waiting { .. } | Stage::Taking => true,
-        });
+        }
+    }
+}
+
+/// Why somebody may not ask anything: only root and panzer's own user may.
+fn refusal(socket: &OwnedFd) -> Option<String> {
+    match peer_of(socket.as_fd()) {
+        Some(Peer { uid, .. }) if uid == 0 || is_own_user(uid) => None,
+        Some(Peer { uid, .. }) => Some(format!("cannot let user {uid} steer this panzer: it is another user's")),
+        None => Some("cannot tell who asks".to_owned()),
     }
 }

@@ -18,7 +18,7 @@ use crate::supervisor::status::Row;
 
 /// How it begins: panzer itself.
 const OVERVIEW: &str = r##"{"panzer":
-{"version":#,"pid":#,"started_at_seconds":#,"uptime_seconds":#,"state":#,"doing":#,"generation":#,"workers":#,"ready":#,"reload_generation":#,"reload_done":#,"reload_of":#,"reload_result":#,"reload_message":#}
+{"version":#,"pid":#,"started_at_seconds":#,"uptime_seconds":#,"measured_at_seconds":#,"state":#,"doing":#,"generation":#,"workers":#,"ready":#,"reload_generation":#,"reload_done":#,"reload_of":#,"reload_result":#,"reload_message":#}
 ,"listeners":[
 "##;
 
@@ -103,6 +103,7 @@ impl Sources<'_> {
         form.number(Some(Pid::own().number().unsigned_abs().into()));
         form.seconds(Some(self.started_at));
         form.seconds(Some(self.view.now));
+        form.seconds(self.usages.looked_at);
         form.text(Some(overview.state));
         form.text(Some(&overview.doing));
         form.number(Some(overview.generation.0));
@@ -119,7 +120,7 @@ impl Sources<'_> {
 
     fn fill_in_worker(&self, row: &Row<'_>, form: &mut Form) {
         let life = row.life;
-        let child = self.view.children.of(life.worker).filter(|_| row.has_process);
+        let child = self.view.children.of(life.worker).filter(|child| row.has_process && !child.reaped);
         let usage = child.and_then(|child| self.usages.of(child));
         form.element(WORKER);
         form.number(Some(life.worker.slot.into()));

@@ -253,9 +253,9 @@ impl Running {
             while let Some(event) = self.events.pop_front() {
                 let effects = self.prepared.decider.handle(self.now(), event);
                 self.perform(effects);
-            }
-            if let Decider::Supervise(supervisor) = &self.prepared.decider {
-                self.prepared.observers.follow_reload(supervisor);
+                if let Decider::Supervise(supervisor) = &self.prepared.decider {
+                    self.prepared.observers.follow_reload(supervisor);
+                }
             }
             self.forget_the_gone();
             if self.events.is_empty() {
@@ -299,7 +299,9 @@ impl Running {
         if self.prepared.observers.next_deadline().is_none_or(|at| at > now) {
             return;
         }
-        self.handle_control();
+        if self.prepared.observers.is_control_due(now) {
+            self.handle_control();
+        }
         self.show(&mut Observers::answer_server);
         if let Err(error) = self.prepared.observers.ensure_server(now, &self.epoll) {
             let error = Errno::from_io_error(&error).unwrap_or(Errno::IO);

@@ -73,8 +73,8 @@ pub fn release_signals() {
 ///
 /// # Errors
 /// Nobody takes it.
-pub fn print(text: &str) -> std::io::Result<()> {
-    Ok(files::write(rustix::stdio::stdout(), text.as_bytes())?)
+pub fn print(text: &str) -> Result<(), rustix::io::Errno> {
+    files::write(rustix::stdio::stdout(), text.as_bytes())
 }
 
 pub use check::check;
@@ -82,7 +82,7 @@ pub use clock::Instant;
 pub use event_loop::Running;
 pub use files::read as read_file;
 pub use log::Log;
-pub use peer::{Peer, limit_waiting, peer_of};
+pub use peer::{Peer, is_own_user, limit_waiting, peer_of};
 pub use prepare::prepare;
 pub use signal_source::SignalSource;
 pub use sys::{list_arguments, variable, words};

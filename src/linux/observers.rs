@@ -93,6 +93,11 @@ impl Observers {
         }
     }
 
+    /// Whether clients are to be let in again.
+    pub(super) fn is_control_due(&self, now: Duration) -> bool {
+        self.control.as_ref().and_then(Control::next_deadline).is_some_and(|at| at <= now)
+    }
+
     /// What clients ask for.
     pub(super) fn requests(&mut self, now: Duration) -> Vec<Request> {
         self.control.as_mut().map(|control| control.handle(now)).unwrap_or_default()

@@ -3,8 +3,9 @@
 //! Must never ask that end itself: the kernel knows.
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
-use super::sys;
+use super::{files, sys};
 
 /// The process at the other end, as it was when it connected, or when it began to listen (`SO_PEERCRED`, `unix(7)`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,6 +14,22 @@ pub struct Peer {
     pub pid: i32,
     /// Its user.
     pub uid: u32,
+}
+
+/// Whether a peer is of the same user as this process.
+///
+/// In a user namespace the kernel shows whoever has no number there as 65534 (`overflowuid`, `user_namespaces(7)`): for who
+/// is 65534 itself, that could be anybody.
+#[must_use]
+pub fn is_own_user(uid: u32) -> bool {
+    const OVERFLOW: u32 = 65534;
+    uid == rustix::process::geteuid().as_raw() && (uid != OVERFLOW || all_users_are_known())
+}
+
+/// Whether this user namespace has all users of the machine: its map is one line, from 0 to 0, and of all numbers.
+fn all_users_are_known() -> bool {
+    let map = files::read_text(Path::new("/proc/self/uid_map")).unwrap_or_default();
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Who is at the other end of this UNIX socket; `None`: it has none.

@@ -53,6 +53,29 @@ pub(super) fn all() -> Option<Vec<Process>> {
     if found.is_empty() { None } else { Some(found) }
 }
 
+/// panzer's descendants, as the kernel lists the children of each thread (`proc_pid_task(5)`); where it does not, every
+/// process that can be seen. This costs as much as panzer has of them, however many the machine has; one that is made or
+/// ends just then may be missing.
+pub(super) fn below_panzer() -> Vec<Process> {
+    let (mut found, mut parents) = (Vec::new(), vec![Pid::own()]);
+    while let Some(parent) = parents.pop() {
+        let tasks = format!("/proc/{}/task", parent.number());
+        let listed = files::for_each_name(Path::new(&tasks), &mut |thread| {
+            let children = files::read_text(Path::new(&format!("{tasks}/{}/children", thread.display())));
+            for pid in children.iter().flat_map(|list| list.split_ascii_whitespace()) {
+                let process = pid.parse().ok().and_then(Pid::from_number).and_then(read);
+                parents.extend(process.map(|process| process.pid));
+                found.extend(process);
+            }
+            children.is_some()
+        });
+        if listed.is_err() && parent == Pid::own() {
+            break;
+        }
+    }
+    if found.is_empty() { all().unwrap_or_default() } else { found }
+}
+
 fn read(pid: Pid) -> Option<Process> {
     parse(&files::read(Path::new(&format!("/proc/{}/stat", pid.number()))).ok()?)
 }

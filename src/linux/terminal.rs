@@ -49,14 +49,15 @@ impl Modes {
     ///
     /// # Errors
     /// It is no terminal.
-    pub fn of(terminal: BorrowedFd<'_>) -> std::io::Result<Self> {
-        Ok(Self(sys::terminal_modes(terminal)?))
+    pub fn of(terminal: BorrowedFd<'_>) -> Result<Self, rustix::io::Errno> {
+        sys::terminal_modes(terminal).map(Self)
     }
 
-    /// The same, with each key given at once and shown nowhere; and Ctrl-S does not hold back what is written.
+    /// The same, with each key given at once, as a key, and shown nowhere; and Ctrl-S does not hold back what is written.
+    /// Ctrl-C is no signal either: where the terminal does not control the process (`docker exec`), none would come.
     #[must_use]
     pub fn for_keys(mut self) -> Self {
-        self.0.c_lflag &= !(libc::ICANON | libc::ECHO);
+        self.0.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ISIG);
         self.0.c_iflag &= !libc::IXON;
         self
     }

@@ -25,7 +25,8 @@ pub(super) struct Usage {
 /// What was found last.
 #[derive(Debug, Default)]
 pub(super) struct Usages {
-    looked_at: Option<Duration>,
+    /// When.
+    pub(super) looked_at: Option<Duration>,
     all: Vec<Process>,
 }
 
@@ -34,7 +35,7 @@ impl Usages {
     pub(super) fn look(&mut self, now: Duration) {
         if self.looked_at.is_none_or(|at| at + GOOD_FOR <= now) {
             self.looked_at = Some(now);
-            self.all = processes::all().unwrap_or_default();
+            self.all = processes::below_panzer();
         }
     }
 

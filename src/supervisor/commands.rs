@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::events::say;
 use super::report::{Report, Scaled, Workers};
+use super::statistics::Cause;
 use super::worker::{Recycling, State};
 use super::{Asker, Effect, Generation, Supervisor, Why};
 use crate::error::Error;
@@ -101,6 +102,13 @@ impl Supervisor {
             }
             State::Starting { .. } => refuse("it is starting already"),
             State::Waiting { .. } | State::Ended => {
+                if slot.has_ended() {
+                    slot.restarts += 1;
+                    self.statistics.count_restart(Cause::Asked);
+                    // Somebody comes after it now.
+                    self.last_failure = None;
+                }
+                let Some(slot) = self.slot_mut(number) else { return refuse("there is none") };
                 slot.current.state = State::Waiting { until: now };
                 say(effects, Report::StartAsked(number));
                 Ok(format!("starting worker {number}"))

@@ -34,6 +34,7 @@ pub(crate) const HEAD: &[(&str, Kind)] = &[
     ("pid", Whole),
     ("started_at_seconds", Decimal),
     ("uptime_seconds", Decimal),
+    ("measured_at_seconds", Decimal),
     ("state", Text),
     ("doing", Text),
     ("generation", Whole),

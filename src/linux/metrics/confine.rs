@@ -2,8 +2,9 @@
 //!
 //! Must never add a call that reaches a file, another process or another host: no open, no socket, no kill, no clone.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::DumpableBehavior;
 use rustix::thread::{Gid, Uid};
 
@@ -53,6 +54,10 @@ pub(super) fn confine(panzer: &OwnedFd, listener: &OwnedFd) {
     // Its own group, and all signals stay blocked, as with the guard.
     sys::lead_group(Pid::own());
     let _ = rustix::process::chdir(c"/");
+    // Not panzer's own stderr, on which it could say what it likes, or read what is typed there.
+    if let Ok(null) = rustix::fs::open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        let _ = sys::duplicate_to(null.as_fd(), 2);
+    }
     let (one, other) = (panzer.as_raw_fd(), listener.as_raw_fd());
     let (low, high) = (one.min(other), one.max(other));
     for &(first, last) in &[(0, 1), (3, low - 1), (low + 1, high - 1), (high + 1, i32::MAX)] {
