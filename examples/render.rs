@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use panzer::cli::help::flags;
 use panzer::cli::options::{OPTIONS, Takes};
+use panzer::ctl::commands::{WORDS, Word};
 
 const BEGIN: &str = "<!-- options: made by `cargo run --example render` -->\n";
 const END: &str = "<!-- options end -->\n";
@@ -93,6 +94,14 @@ fn man() -> String {
             let _ = write!(out, ".TP\n.B {variable}\nas \\fB{}\\fR\n", roff(&format!("--{}", option.long)));
         }
     }
+    out.push_str(
+        ".SH \"PANZER CTL\"\n.B panzer ctl\n[\\fIOPTIONS\\fR] \\fICOMMAND\\fR asks a panzer that runs with \\fB\\-n\\fR; so does this \
+         file under the name \\fBpanzerctl\\fR. It exits with 0, with 1 when panzer says no, with 125 when it cannot be asked.\n",
+    );
+    for word in WORDS.map(Word::read) {
+        let of = if word.command.is_empty() { String::new() } else { format!("{}: ", word.command) };
+        let _ = write!(out, ".TP\n.B {} {}\n{of}{}.\n", roff(word.name), roff(word.takes), roff(word.summary));
+    }
     out.push_str(".SH \"SEE ALSO\"\n.BR signal (7),\n.BR sd_listen_fds (3),\n.BR tini (1)\n");
     out
 }
@@ -109,9 +118,14 @@ fn bash() -> String {
             words.push(name);
         }
     }
+    let ctl: Vec<&str> = WORDS.map(|row| Word::read(row).name).to_vec();
     format!(
         "# Completion of panzer for bash; made by `cargo run --example render`.\n_panzer() {{\n\
          \x20   local cur=${{COMP_WORDS[COMP_CWORD]}} i word\n\
+         \x20   if [[ ${{COMP_WORDS[1]}} == ctl && COMP_CWORD -gt 1 ]]; then\n\
+         \x20       COMPREPLY=($(compgen -W '{}' -- \"$cur\"))\n\
+         \x20       return\n\
+         \x20   fi\n\
          \x20   for ((i = 1; i < COMP_CWORD; i++)); do\n\
          \x20       word=${{COMP_WORDS[i]}}\n\
          \x20       case $word in\n\
@@ -128,9 +142,10 @@ fn bash() -> String {
          \x20   elif [[ $cur == -* ]]; then\n\
          \x20       COMPREPLY=($(compgen -W '{}' -- \"$cur\"))\n\
          \x20   else\n\
-         \x20       COMPREPLY=($(compgen -c -- \"$cur\"))\n\
+         \x20       COMPREPLY=($(compgen -W ctl -- \"$cur\") $(compgen -c -- \"$cur\"))\n\
          \x20   fi\n\
          }}\ncomplete -F _panzer panzer\n",
+        ctl.join(" "),
         valued.join(" | ").replace(" | ", "|"),
         words.join(" ")
     )
@@ -138,8 +153,13 @@ fn bash() -> String {
 
 fn zsh() -> String {
     let mut out = String::from(
-        "#compdef panzer\n# Completion of panzer for zsh; made by `cargo run --example render`.\n_arguments -S \\\n",
+        "#compdef panzer\n# Completion of panzer for zsh; made by `cargo run --example render`.\n\
+         if [[ $words[2] == ctl ]]; then\n  _values -s ' ' 'panzer ctl' \\\n",
     );
+    for word in WORDS.map(Word::read) {
+        let _ = writeln!(out, "    '{}[{}]' \\", word.name, word.summary.replace('\'', "'\\''"));
+    }
+    out.push_str("    && return\nfi\n_arguments -S \\\n");
     for option in OPTIONS {
         let about = option.summary.replace('\'', "'\\''").replace('[', "\\[").replace(']', "\\]").replace(':', "\\:");
         let value = option
@@ -165,5 +185,10 @@ fn fish() -> String {
         let _ = writeln!(out, "complete -c panzer{short} -l {}{value} -d '{about}'", option.long);
     }
     out.push_str("complete -c panzer -n __fish_is_first_arg -a '(__fish_complete_command)'\n");
+    out.push_str("complete -c panzer -n __fish_is_first_arg -a ctl -d 'ask a panzer that runs'\n");
+    for word in WORDS.map(Word::read) {
+        let about = word.summary.replace('\'', "\\'");
+        let _ = writeln!(out, "complete -c panzer -n '__fish_seen_subcommand_from ctl' -a {} -d '{about}'", word.name);
+    }
     out
 }
