@@ -2,11 +2,10 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use crate::control::document::assert_document;
 use crate::control::status::all_ready;
+use crate::support::attack::while_attacked;
 use crate::support::binders::left_out;
 use crate::support::control::{body, connect, exchange, head, rows};
 use crate::support::json::Json;
@@ -55,36 +54,12 @@ fn goes_on(running: &Running) {
     }
 }
 
-/// Does this again and again in two threads while workers are killed, then sees what is left of it.
+/// Does this again and again while workers are killed, then sees what is left of it.
 #[track_caller]
 fn attacked(running: &Running, attack: impl Fn(&str, &mut Random) + Sync) {
     let (descriptors, memory) = (running.descriptors(), running.memory());
     let name = running.control_name();
-    let mut random = Random::new();
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        // It ends the attack, however this goes on.
-        struct Ends<'a>(&'a AtomicBool);
-        impl Drop for Ends<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let ends = Ends(&over);
-        let mut attackers = Vec::new();
-        for _ in 0..2 {
-            let (mut random, name, over, attack) = (random.derived(), &name, &over, &attack);
-            attackers.push(scope.spawn(move || {
-                let mut rounds = 0;
-                while !over.load(Ordering::Relaxed) || rounds < 3 {
-                    attack(name, &mut random);
-                    rounds += 1;
-                }
-            }));
-        }
-        goes_on(running);
-        drop(ends);
-    });
+    while_attacked(|random| attack(&name, random), || goes_on(running));
     afterwards(running, descriptors, memory);
 }
 

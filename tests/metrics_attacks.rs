@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::control_attacks::idle_connections;
 use crate::metrics::served;
+use crate::support::attack::while_attacked;
 use crate::support::http::{Connection, connect, get, send};
 use crate::support::lives::{READY, Service};
 use crate::support::load::Addr;
@@ -46,33 +47,13 @@ fn child(service: &Service) -> (u32, u64) {
     (pid, field.split_once(' ').unwrap().0.parse().unwrap())
 }
 
-/// Does this again and again in two threads while workers are killed and others scrape, then sees what is left of it.
+/// Does this again and again while workers are killed and others scrape, then sees what is left of it.
 #[track_caller]
 fn attacked(attack: impl Fn(&Addr, &mut Random) + Sync) {
     let (service, addr) = start();
     let (descriptors, memory) = (service.running.descriptors(), service.running.memory());
     let (server, server_memory) = child(&service);
-    let mut random = Random::new();
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        struct Ends<'a>(&'a AtomicBool);
-        impl Drop for Ends<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let ends = Ends(&over);
-        for _ in 0..2 {
-            let (mut random, addr, over, attack) = (random.derived(), &addr, &over, &attack);
-            scope.spawn(move || {
-                while !over.load(Ordering::Relaxed) {
-                    attack(addr, &mut random);
-                }
-            });
-        }
-        goes_on(&service, &addr);
-        drop(ends);
-    });
+    while_attacked(|random| attack(&addr, random), || goes_on(&service, &addr));
     wait_until("panzer has as many descriptors as before", || service.running.descriptors() == descriptors);
     assert!(service.running.memory() <= memory + MORE_MEMORY);
     let (now, now_memory) = child(&service);

@@ -1,5 +1,6 @@
 //! `panzer ctl top`: live in a terminal, which it leaves as it was.
 
+use std::fs;
 use std::process::Command;
 
 use crate::control::status::all_ready;
@@ -24,10 +25,16 @@ impl Top {
     /// Starts it and waits until it shows something; None where there is no terminal to be had.
     #[track_caller]
     fn start(service: &Service, columns: u32, rows: u32) -> Option<Top> {
+        Top::start_through("", service, columns, rows)
+    }
+
+    /// The same with the words of another command in front.
+    #[track_caller]
+    fn start_through(wrapper: &str, service: &Service, columns: u32, rows: u32) -> Option<Top> {
         let panzer = service.running.panzer_pid();
         let script = format!(
             "stty cols {columns} rows {rows}; trap : INT TERM; echo \"before=$(stty -g)\"
-TERM=xterm \"$PROGRAM\" ctl --pid {panzer} top; echo \"status=$?\"; echo \"after=$(stty -g)\""
+TERM=xterm {wrapper} \"$PROGRAM\" ctl --pid {panzer} top; echo \"status=$?\"; echo \"after=$(stty -g)\""
         );
         let terminal = Terminal::start(&script)?;
         terminal.wait_shown("RESTARTS");
@@ -35,7 +42,10 @@ TERM=xterm \"$PROGRAM\" ctl --pid {panzer} top; echo \"status=$?\"; echo \"after
             let tree = process::tree(terminal.running.pid());
             tree.into_iter().map(|one| one.pid).find(|pid| {
                 let command = process::command_line(*pid);
-                command.ends_with(" top") && command.contains(" ctl --pid ") && !command.contains("stty")
+                command.ends_with(" top")
+                    && command.contains(" ctl --pid ")
+                    && !command.contains("stty")
+                    && !command.contains("setsid")
             })
         });
         Some(Top { terminal, pid })
@@ -104,6 +114,26 @@ fn q_and_ctrl_c_end_it_and_other_keys_do_not() {
     service.end();
 }
 
+/// As with `docker exec -it`: the terminal is there as stdin, stdout and stderr only.
+#[test]
+fn a_terminal_that_does_not_control_it_will_do() {
+    let service = service();
+    let Some(mut top) = Top::start_through("setsid -w", &service, 80, 24) else { return service.end() };
+    let stat = fs::read_to_string(format!("/proc/{}/stat", top.pid)).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let (session, controlling) = (fields[3], fields[4]);
+    assert_eq!((session, controlling), (top.pid.to_string().as_str(), "0"), "{stat}");
+    for descriptor in 0..3 {
+        let path = fs::read_link(format!("/proc/{}/fd/{descriptor}", top.pid)).unwrap();
+        assert!(path.starts_with("/dev/pts"), "{descriptor} is {}", path.display());
+    }
+    let new = service.running.kill_worker(1);
+    top.terminal.wait_shown(&new.to_string());
+    top.terminal.press("q");
+    top.ended(0);
+    service.end();
+}
+
 #[test]
 fn signals_end_it_and_leave_the_terminal_as_it_was() {
     let service = service();
@@ -133,7 +163,7 @@ fn when_panzer_goes_away_top_says_so_on_the_restored_terminal() {
 fn a_terminal_of_another_size_is_filled_anew() {
     let service = service();
     let Some(mut top) = Top::start(&service, 100, 30) else { return service.end() };
-    let terminal = std::fs::read_link(format!("/proc/{}/fd/0", top.pid)).unwrap();
+    let terminal = fs::read_link(format!("/proc/{}/fd/0", top.pid)).unwrap();
     let resize = |columns: &str, rows: &str| {
         let done = Command::new("stty").arg("-F").arg(&terminal).args(["cols", columns, "rows", rows]).status();
         assert!(done.unwrap().success());

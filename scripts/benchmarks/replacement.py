@@ -47,8 +47,7 @@ class Reborn:
         self.poll.register(self.fifo, select.POLLIN)
 
     def launch(self, commands):
-        for argv in commands:
-            spawn(argv, self.env, self.log)
+        self.launched = [spawn(argv, self.env, self.log) for argv in commands]
 
     def pids_told(self, seconds):
         if not self.poll.poll(seconds * 1000):

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::control::status::all_ready;
 use crate::metrics::{METRICS, served};
-use crate::support::control::{assert_fails, ctl};
+use crate::support::control::{assert_fails, ctl, printed};
 use crate::support::http::get;
 use crate::support::json::Json;
 use crate::support::lives::READY;
@@ -138,6 +138,53 @@ fn every_command_in_the_documents_is_one() {
         let word = command.split(' ').nth(2).unwrap();
         assert!(help.contains(word), "{command} is not in the help: {help}");
     }
+}
+
+/// The tables with this as their first heading: that line, and those behind it that begin with a number.
+fn shown<'a>(lines: &[&'a str], first: &str) -> Vec<Vec<&'a str>> {
+    let is_row = |line: &&&str| line.trim_start().starts_with(|c: char| c.is_ascii_digit());
+    let begins = |at: &usize| lines[*at].split_ascii_whitespace().next() == Some(first);
+    let whole = |at: usize| {
+        let rows = lines[at + 1..].iter().take_while(is_row);
+        std::iter::once(&lines[at]).chain(rows).copied().collect()
+    };
+    (0..lines.len()).filter(begins).map(whole).collect()
+}
+
+/// Makes sure that in each row the state begins where its heading does.
+#[track_caller]
+fn assert_states_are_left_aligned(workers: &[&str]) {
+    let at = workers[0].find("STATE").unwrap();
+    assert!(workers.len() > 1, "no worker: {workers:?}");
+    for row in &workers[1..] {
+        let (before, state) = row.split_at(at);
+        let states = ["waiting ", "starting ", "ready ", "stopping ", "ended "];
+        let is_state = before.ends_with(' ') && states.iter().any(|name| state.starts_with(name));
+        assert!(is_state, "STATE is left-aligned:\n{}", workers.join("\n"));
+    }
+}
+
+#[test]
+fn the_tables_in_the_documents_are_as_they_are_printed() {
+    let running = panzer("-n 2 --ready exec -l 127.0.0.1:0", &sh("exec sleep 1000")).start();
+    running.wait_status("all are ready", all_ready);
+    let output = running.ctl("status");
+    let printed: Vec<&str> = printed(&output, 0).lines().collect();
+    let samples = super::code_lines();
+    let samples: Vec<&str> = samples.iter().map(String::as_str).collect();
+    let words = |line: &str| line.split_ascii_whitespace().map(str::to_string).collect::<Vec<_>>();
+    for first in ["LISTENER", "SLOT"] {
+        let table = &shown(&printed, first)[0];
+        let samples = shown(&samples, first);
+        assert!(samples.len() >= 2, "one in README.md, one in docs/control.md: {samples:?}");
+        for sample in samples.iter().chain([table]) {
+            assert_eq!(words(sample[0]), words(table[0]), "what the documents show, and what is printed");
+            if first == "SLOT" {
+                assert_states_are_left_aligned(sample);
+            }
+        }
+    }
+    running.ends_with(libc::SIGTERM, 0);
 }
 
 #[test]

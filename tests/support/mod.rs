@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "not every scenario file uses every helper")]
 
+pub(crate) mod attack;
 pub(crate) mod binders;
 pub(crate) mod control;
 pub(crate) mod http;
