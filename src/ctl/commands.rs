@@ -129,6 +129,10 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Option<Given>, Failure> 
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let bytes = argument.as_bytes();
+        if bytes == b"--" {
+            words.extend(arguments);
+            break;
+        }
         if !bytes.starts_with(b"-") {
             words.push(argument);
             continue;

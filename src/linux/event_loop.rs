@@ -30,8 +30,9 @@ use crate::config::VERSION;
 use crate::error::{Error, Status};
 use crate::linux::words;
 use crate::signals::Signal;
+use crate::supervisor::commands::Answer;
 use crate::supervisor::report::{Level, Report};
-use crate::supervisor::{Effect, End, Event, Generation, NotRun, WorkerId};
+use crate::supervisor::{Client, Effect, End, Event, Generation, NotRun, WorkerId};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
@@ -80,6 +81,8 @@ pub struct Running {
     announced: bool,
     /// What the supervisor has not been told yet.
     events: VecDeque<Event>,
+    /// Who waits for the status document.
+    to_be_shown: Vec<Client>,
     /// Paths to remove at the end, where the listeners themselves are let go of before.
     paths: Vec<OwnPath>,
     /// The supervisor waits for nothing to be left.
@@ -118,6 +121,7 @@ impl Running {
             children: Children::default(),
             announced: false,
             events: VecDeque::new(),
+            to_be_shown: Vec::new(),
             paths: Vec::new(),
             watching_remaining: false,
             sweep: Sweep::default(),
@@ -262,6 +266,9 @@ impl Running {
                 break;
             }
         }
+        for client in std::mem::take(&mut self.to_be_shown) {
+            self.show(&mut |observers, view| observers.answer(client, Ok(Answer::Document), view));
+        }
         let (Prepared { ports, decider, launcher, log, status_file, .. }, now) =
             (&mut self.prepared, self.start.elapsed());
         let Decider::Supervise(supervisor) = &*decider else { return };
@@ -392,6 +399,8 @@ impl Running {
                         self.prepared.observers.reload_ended(generation, is_ok, text);
                     }
                 }
+                // What has happened until now is to be in it.
+                Effect::Answer(client, Ok(Answer::Document)) => self.to_be_shown.push(client),
                 Effect::Answer(client, answer) => {
                     self.show(&mut |observers, view| observers.answer(client, answer.clone(), view));
                 }

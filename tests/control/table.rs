@@ -75,7 +75,7 @@ fn the_table_is_aligned_and_80_columns_wide_at_the_most() {
     let first = table.lines().next().unwrap();
     let expected = format!("panzer {}, pid {pid}, up ", env!("CARGO_PKG_VERSION"));
     assert!(first.starts_with(&expected), "{first}");
-    assert!(first.ends_with(", generation 1: running"), "{first}");
+    assert!(first.contains(", generation 1: running"), "{first}");
 
     let listeners = part(&table, "LISTENER");
     assert_eq!(listeners.len(), 3);

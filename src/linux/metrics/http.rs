@@ -3,9 +3,13 @@
 //! Must never touch the system nor panic: these bytes come from a network.
 
 use super::text::push;
+use crate::records::thousandths;
 
 /// A head that is longer than this is refused.
 pub(super) const LONGEST_HEAD: usize = 8192;
+
+/// A format's quality in thousandths, and this so many times as its name is exact: the most exact name counts.
+const EXACT: u64 = 1 << 16;
 
 /// What is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,20 +47,20 @@ pub(super) struct Request {
 pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
     let mut request = Request { page: Page::TooLarge, is_head: false, open_metrics: false };
     let mut rest = bytes;
-    let mut preferred = None;
+    let (mut open_metrics, mut text) = (0, 0);
     let mut is_first = true;
     while let Some(mut line) = line(&mut rest) {
         if is_first {
             is_first = false;
             (request.page, request.is_head) = first_line(line);
         } else if line.is_empty() {
-            request.open_metrics = preferred == Some(true);
+            request.open_metrics = open_metrics % EXACT > text % EXACT;
             return Some(request);
         } else {
             match cut(&mut line, b':') {
                 Some(name) if !name.is_empty() && name.iter().all(u8::is_ascii_graphic) => {
-                    if preferred.is_none() && is(name, b"accept") {
-                        preferred = prefers_open_metrics(line);
+                    if is(name, b"accept") {
+                        weigh(line, &mut open_metrics, &mut text);
                     }
                 }
                 Some(_) | None => request.page = Page::Bad,
@@ -92,21 +96,33 @@ fn first_line(mut line: &[u8]) -> (Page, bool) {
     (if is_written { Page::NotAllowed } else { page }, is_head)
 }
 
-/// Whether OpenMetrics is the first of the two formats that an Accept header names: who accepts several names what it
-/// likes best first, as Prometheus does, so their qualities need not be compared.
-fn prefers_open_metrics(mut header: &[u8]) -> Option<bool> {
+/// Takes what an Accept header says of OpenMetrics and of the older format (RFC 9110, 12.5.1).
+fn weigh(mut header: &[u8], open_metrics: &mut u64, text: &mut u64) {
     while !header.is_empty() {
         let mut range = part(&mut header, b',');
         let kind = part(&mut range, b';').trim_ascii();
-        // An old Prometheus knows no other version.
-        if is(kind, b"application/openmetrics-text") && !range.ends_with(b"version=0.0.1") {
-            return Some(true);
+        let (mut quality, mut is_known_version) = (1000, true);
+        while !range.is_empty() {
+            let mut value = part(&mut range, b';');
+            let name = part(&mut value, b'=').trim_ascii();
+            if is(name, b"q") {
+                // What is no number is no wish.
+                quality = std::str::from_utf8(value.trim_ascii()).ok().and_then(thousandths).unwrap_or(0);
+            } else if is(name, b"version") {
+                is_known_version = value.trim_ascii() == b"1.0.0";
+            }
         }
-        if is(kind, b"text/plain") {
-            return Some(false);
-        }
+        let (weight, exactness) = if is(kind, b"application/openmetrics-text") && is_known_version {
+            (&mut *open_metrics, EXACT)
+        } else if is(kind, b"text/plain") {
+            (&mut *text, 2 * EXACT)
+        } else if kind == b"*/*" || is(kind, b"text/*") {
+            (&mut *text, EXACT)
+        } else {
+            continue;
+        };
+        *weight = (*weight).max(exactness + quality % EXACT);
     }
-    None
 }
 
 /// Whether `name` is this one, which is in small letters, or the same in capital ones.
@@ -231,12 +247,13 @@ mod tests {
              text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
         ));
         assert!(!wants("application/openmetrics-text; version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"));
-        // Prometheus 3.1 that is told to prefer the older format.
-        assert!(!wants("text/plain;version=0.0.4;q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.4"));
         assert!(wants("Application/OpenMetrics-Text ; Q = 0.2 , text/*;q=0.1"));
-        assert!(wants("*/*;q=0.8, application/openmetrics-text;q=0.6"));
+        assert!(wants("text/plain;q=0.5, */*;q=0.8, application/openmetrics-text;q=0.6"));
         assert!(wants("application/openmetrics-text\r\nAccept: text/plain;q=0.9"));
-        assert!(!wants("x\r\nAccept: text/plain, application/openmetrics-text"));
+        assert!(!wants("application/openmetrics-text;q=0.1, text/plain"));
+        assert!(!wants("application/openmetrics-text;q=0"));
+        assert!(!wants("application/openmetrics-text;q=x, text/plain;q=0"));
+        assert!(!wants("application/openmetrics-text, text/plain"));
         assert!(!wants("*/*"));
         assert!(!wants(""));
         assert!(!wants(",;,;q,=;;=,"));
