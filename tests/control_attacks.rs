@@ -65,7 +65,7 @@ fn attacked(running: &Running, attack: impl Fn(&str, &mut Random) + Sync) {
 
 #[track_caller]
 fn afterwards(running: &Running, descriptors: usize, memory: u64) {
-    wait_until("panzer has as many descriptors as before", || running.descriptors() == descriptors);
+    wait_until("panzer has no more descriptors than before", || running.descriptors() <= descriptors);
     let now = running.memory();
     assert!(now <= memory + MORE_MEMORY, "{memory} kB before, {now} kB now");
     assert!(!running.stderr().contains("panicked"), "{}", running.stderr());
@@ -188,7 +188,7 @@ fn a_thousand_idle_connections_keep_nobody_out() {
         goes_on(&running);
         assert!(running.descriptors() < descriptors + count / 2, "not all of them are kept");
         drop(idle);
-        wait_until("panzer has as many descriptors as before", || running.descriptors() == descriptors);
+        wait_until("panzer has no more descriptors than before", || running.descriptors() <= descriptors);
     }
     afterwards(&running, descriptors, memory);
     running.ends_with(libc::SIGTERM, 0);
@@ -236,7 +236,7 @@ fn a_reader_that_never_reads_a_large_answer_holds_up_nobody() {
     let most = memory + 64 * 1024;
     assert!(running.memory() < most, "what nobody reads is not kept without end: {} kB", running.memory());
     drop(deaf);
-    wait_until("panzer has as many descriptors as before", || running.descriptors() == descriptors);
+    wait_until("panzer has no more descriptors than before", || running.descriptors() <= descriptors);
     running.kill_worker(8);
     running.ends_with(libc::SIGTERM, 0);
 }

@@ -54,7 +54,7 @@ fn attacked(attack: impl Fn(&Addr, &mut Random) + Sync) {
     let (descriptors, memory) = (service.running.descriptors(), service.running.memory());
     let (server, server_memory) = child(&service);
     while_attacked(|random| attack(&addr, random), || goes_on(&service, &addr));
-    wait_until("panzer has as many descriptors as before", || service.running.descriptors() == descriptors);
+    wait_until("panzer has no more descriptors than before", || service.running.descriptors() <= descriptors);
     assert!(service.running.memory() <= memory + MORE_MEMORY);
     let (now, now_memory) = child(&service);
     assert_eq!(now, server, "it has not died of it");
@@ -134,7 +134,7 @@ fn a_thousand_idle_connections_leave_room_for_scrapes() {
         let idle: Vec<_> = (0..count).filter_map(|_| open(&addr, head)).collect();
         assert!(idle.len() > count / 2, "{} connections were accepted", idle.len());
         goes_on(&service, &addr);
-        wait_until("none of them is panzer's", || service.running.descriptors() == descriptors);
+        wait_until("none of them is panzer's", || service.running.descriptors() <= descriptors);
     }
     assert_eq!(child(&service).0, server, "it has not died of it");
     service.end();

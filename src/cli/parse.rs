@@ -105,18 +105,14 @@ fn bad_value(option: &str, value: &OsStr, cause: String) -> Error {
 }
 
 fn unknown_option(name: &str) -> Error {
-    unknown("option", "--", name, "panzer -h", &mut OPTIONS.iter().map(|option| option.long))
+    let names: Vec<&str> = OPTIONS.iter().map(|option| option.long).collect();
+    unknown("option", "--", name, "panzer -h", &names)
 }
 
 /// The refusal of a word that no table knows; the nearest one that is known is named where this may be a slip.
-pub fn unknown(
-    kind: &str,
-    dashes: &str,
-    word: &str,
-    help: &str,
-    known: &mut dyn Iterator<Item = &'static str>,
-) -> Error {
-    let nearest = known.map(|name| (strsim::levenshtein(word, name), name)).min();
+pub fn unknown(kind: &str, dashes: &str, word: &str, help: &str, known: &[&'static str]) -> Error {
+    let nearest =
+        known.iter().map(|name| (strsim::levenshtein(word, name), *name)).min_by_key(|(distance, _)| *distance);
     let cause = match nearest {
         Some((distance, name)) if distance * LETTERS_PER_MISTAKE <= word.len() => {
             format!("unknown {kind}; did you mean {dashes}{name}?")

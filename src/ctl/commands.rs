@@ -75,7 +75,7 @@ impl Word {
             names.push(word.name);
         }
         let kind = if typed.as_bytes().starts_with(b"-") { "option" } else { "command" };
-        Err(unknown(kind, "", &typed.to_string_lossy(), "panzer ctl -h", &mut names.iter().copied()).into())
+        Err(unknown(kind, "", &typed.to_string_lossy(), "panzer ctl -h", &names).into())
     }
 
     fn refuse_arguments(&self, typed: &OsStr) -> Failure {

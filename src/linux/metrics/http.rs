@@ -8,9 +8,6 @@ use crate::records::thousandths;
 /// A head that is longer than this is refused.
 pub(super) const LONGEST_HEAD: usize = 8192;
 
-/// A format's quality in thousandths, and this so many times as its name is exact: the most exact name counts.
-const EXACT: u64 = 1 << 16;
-
 /// What is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Page {
@@ -54,7 +51,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
             is_first = false;
             (request.page, request.is_head) = first_line(line);
         } else if line.is_empty() {
-            request.open_metrics = open_metrics % EXACT > text % EXACT;
+            request.open_metrics = open_metrics > text;
             return Some(request);
         } else {
             match cut(&mut line, b':') {
@@ -112,16 +109,13 @@ fn weigh(mut header: &[u8], open_metrics: &mut u64, text: &mut u64) {
                 is_known_version = value.trim_ascii() == b"1.0.0";
             }
         }
-        let (weight, exactness) = if is(kind, b"application/openmetrics-text") && is_known_version {
-            (&mut *open_metrics, EXACT)
-        } else if is(kind, b"text/plain") {
-            (&mut *text, 2 * EXACT)
-        } else if kind == b"*/*" || is(kind, b"text/*") {
-            (&mut *text, EXACT)
-        } else {
-            continue;
+        // Whatever else it takes, it has named the one format and not the other.
+        let weight = match (is(kind, b"application/openmetrics-text") && is_known_version, is(kind, b"text/plain")) {
+            (true, _) => &mut *open_metrics,
+            (false, true) => &mut *text,
+            (false, false) => continue,
         };
-        *weight = (*weight).max(exactness + quality % EXACT);
+        *weight = quality.max(*weight);
     }
 }
 
