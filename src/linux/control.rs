@@ -218,9 +218,9 @@ impl Control {
         self.connections.iter().position(|one| one.client == client)
     }
 
-    #[inline(never)]
     /// Closes a connection for all who have a copy: a child that has not executed yet keeps one, with which epoll would go on
     /// telling of it, and the client would wait for its end.
+    #[inline(never)]
     fn let_go(&mut self, index: usize) {
         let connection = self.connections.remove(index);
         let _ = epoll::delete(&self.epoll, &connection.socket);
