@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::servers::{Place, answering_worker, eventually, is_installed, start};
 use crate::support::load::{self, Addr, Load, LoadOptions, Mode, Report};
-use crate::support::panzer::Running;
+use crate::support::panzer::{Running, shell_status};
 use crate::support::ports::{free_port, local};
 use crate::support::random::Random;
 use crate::support::scratch::Scratch;
@@ -28,6 +28,8 @@ const LOOPS: usize = 8;
 const KEEPING_LOOPS: usize = 4;
 /// How long an answer may take before it counts as lost.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// How long a stop may take: the stop schedule's 25 seconds, and some.
+const STOPS_WITHIN: Duration = Duration::from_secs(60);
 /// How many requests are answered between two steps.
 const REQUESTS_BETWEEN_STEPS: u64 = 50;
 const BALANCES: [&str; 2] = ["shared", "per-worker"];
@@ -55,6 +57,8 @@ struct App {
     /// Whether clients that keep their connections lose nothing either.
     lets_go: bool,
     at_term: AtTerm,
+    /// Whether it ends by a TERM that comes while it boots.
+    stops_booting: bool,
 }
 
 /// On TERM it answers what it has accepted, and tells those that keep their connections.
@@ -65,6 +69,7 @@ const HELLO: App = App {
     is_slow: false,
     lets_go: true,
     at_term: AtTerm::Answers,
+    stops_booting: true,
 };
 
 /// On TERM it ends that instant, and says exactly how many it had accepted and not answered.
@@ -95,8 +100,9 @@ const UVICORN: App = App {
 };
 
 /// On TERM its reactor closes the connections that have sent nothing so far (`reactor_wakeup`: `client.timeout!`), and so
-/// those that it has accepted a moment before and not read yet.
+/// those that it has accepted a moment before and not read yet. A TERM while it boots can be lost on it.
 const PUMA: App = App {
+    stops_booting: false,
     name: "Puma",
     command: "puma --port {port} {apps}/config.ru",
     is_slow: true,
@@ -239,7 +245,11 @@ impl Service {
     #[track_caller]
     fn end(self, loads: Loads, what: &str, excused: u64) {
         let reports = loads.stop();
-        self.running.ends_with(libc::SIGTERM, 0);
+        // One that was just being started is killed at the end of the schedule, where it does not heed TERM by then.
+        self.running.signal(libc::SIGTERM);
+        let status = shell_status(self.running.wait_exit_within(STOPS_WITHIN));
+        let was_killed = self.running.stderr().contains(" did not end in time; sent SIGKILL\n");
+        assert!(status == 0 || (status == 137 && was_killed && !self.app.stops_booting), "status {status}");
         let said = dropped(&self.running.stderr());
         let requests: u64 = reports.iter().map(|report| report.requests).sum();
         let thousands = requests / 1000;
