@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::options::{OPTIONS, Opt, Takes};
 
-const USAGE: &str = "panzer [OPTIONS] [--] COMMAND [ARGUMENT]...\n       panzer ctl COMMAND             asks one that runs; see panzer ctl -h";
+const USAGE: &str = "panzer [OPTIONS] [--] COMMAND [ARGUMENT]...\n       panzer ctl COMMAND  (see panzer ctl -h)";
 
 const PURPOSE: &str = "Runs COMMAND as a correct init, or with -n keeps N processes of it alive.";
 

@@ -200,8 +200,7 @@ const NO_NUMBER: &str = "it is no number";
 /// `-h`
 #[inline(never)]
 pub(super) fn help() -> String {
-    let mut out =
-        "Usage: panzer ctl [OPTIONS] COMMAND [ARGUMENT]...\n\nSees and steers a panzer -n that runs.\n\n".to_owned();
+    let mut out = "Usage: panzer ctl [OPTIONS] COMMAND [ARGUMENT]...\n\nAsks a panzer -n that runs.\n\n".to_owned();
     for row in WORDS {
         let word = Word::read(row);
         if word.name == FIRST_OPTION {

@@ -141,7 +141,7 @@ fn ready(given: &Given, server: &mut Server, _: Variables<'_>) -> Result<Status,
     let document = ask(server, "ready", "}\n")?;
     let number = |name: &str| of_panzer(&document)?.thousandths(name).map(|number| number / 1000);
     let (Some(ready), Some(workers)) = (number("ready"), number("workers")) else {
-        return Err(Failure::new("read the answer", "it does not say how many workers are ready"));
+        return Err(Failure::new("read the answer", "it gives no numbers"));
     };
     let least = given.least_ready.map_or(workers, u64::from);
     let wanted = if least == workers { String::new() } else { format!("; {least} are enough") };

@@ -296,7 +296,7 @@ impl Running {
     /// The child that serves metrics wants something, or is gone.
     fn handle_metrics(&mut self) {
         if self.prepared.observers.server_wishes(self.start.elapsed(), &self.epoll) {
-            let text = "the process that serves metrics died; starting another";
+            let text = "the metrics server died; starting another";
             self.prepared.log.say(Level::Warning, "metrics_died", text);
         }
     }
@@ -312,7 +312,7 @@ impl Running {
         self.show(&mut Observers::answer_server);
         if let Err(error) = self.prepared.observers.ensure_server(now, &self.epoll) {
             let error = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            self.complain("start the process that serves metrics", error, "trying again in 1s");
+            self.complain("start the metrics server", error, "trying again in 1s");
         }
     }
 

@@ -273,7 +273,7 @@ fn control(config: &Config, log: &mut Log) -> Result<Option<Control>, Error> {
     let name = control_name(sys::pid_namespace(), sys::Pid::own().number());
     if let Err(error) = control.listen_by_name(&name) {
         let error = Error::about("listen on", &format_args!("@{name}"), words(error));
-        log.say(Level::Warning, "no_control", &format!("{error}; panzer ctl will not find this panzer by its pid"));
+        log.say(Level::Warning, "no_control", &format!("{error}; going on without it"));
     }
     if let ControlSocket::Path(path) = &config.control {
         let absolute = state_files::absolute("--control", path)?;

@@ -41,20 +41,25 @@ impl Supervisor {
         self.slot_of(worker.slot).filter(|(slot, ..)| is_its_own(slot))
     }
 
+    /// Has the connections let go of that wait for a worker which takes long to boot, where others serve; only while the slot
+    /// has no process: what waits when there is one is its own to take.
+    fn let_go_of_queue(&mut self, number: u32, effects: &mut Vec<Effect>) {
+        let has_old = self.leaving.iter().any(|leaving| leaving.worker.slot == number);
+        let is_kept = has_old || !rotation::somebody_serves(&self.slots, &self.leaving);
+        let Some(slot) = self.slot_mut(number).filter(|_| !is_kept) else { return };
+        if slot.time_to_listen > SOON && !slot.lives().any(Life::has_process) {
+            effects.push(Effect::LetGoOfQueue(number));
+        }
+    }
+
     /// Begins the next life of a slot that has no worker.
     pub(super) fn start(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
         let (by, workers) = (now + self.settings.policy.ready_timeout, self.wanted);
-        let somebody_serves = rotation::somebody_serves(&self.slots, &self.leaving);
-        let is_empty = !self.leaving.iter().any(|leaving| leaving.worker.slot == number);
         let Some(generation) = self.restarts_with(number) else { return };
         let Some(slot) = self.slot_mut(number) else { return };
         let worker = slot.next_life();
         let state = State::Starting { proof: Proof::Execution, by };
         slot.current = Life::new(worker, generation, Purpose::Vacancy, now, state);
-        // Before there is a process again: then what waits is its own to take.
-        if somebody_serves && is_empty && slot.successor.is_none() && slot.time_to_listen > SOON {
-            effects.push(Effect::LetGoOfQueue(number));
-        }
         effects.push(Effect::Spawn { worker, generation, workers });
         self.earliest_start = now + self.settings.policy.stagger;
     }
@@ -96,7 +101,12 @@ impl Supervisor {
         // The news of its execution may come second.
         self.executed(now, worker, effects);
         let Some((slot, _, settings)) = self.living(worker) else { return };
-        slot.has_listened = true;
+        // What one that is ready opens later says nothing of its boot; but the first one may be ready by its age alone.
+        let is_first = !std::mem::replace(&mut slot.has_listened, true);
+        let began = slot.life_of(worker).filter(|life| is_first || !life.is_ready()).map(|life| life.began);
+        if let Some(began) = began {
+            slot.time_to_listen = now.saturating_sub(began);
+        }
         if let Ready::Bind | Ready::BindOrDelay(_) = settings.policy.ready {
             slot.life_of(worker).into_iter().for_each(|life| life.prove());
         }
@@ -213,6 +223,7 @@ impl Supervisor {
             self.stop_all(now, Some(status), effects);
             return;
         }
+        self.let_go_of_queue(worker.slot, effects);
         if !life.is_ready() || matches!(next, Next::Old(_)) {
             self.life_failed(now, &life, Failure::Ended(end), effects);
         }
@@ -376,12 +387,6 @@ impl Supervisor {
         let Some((slot, random, settings)) = self.slot_of(number) else { return };
         let life = &mut slot.current;
         let time_to_ready = now.saturating_sub(life.began);
-        let is_by_listening = match settings.policy.ready {
-            Ready::Bind => true,
-            Ready::BindOrDelay(_) => slot.has_listened,
-            Ready::Exec | Ready::Delay(_) | Ready::Notify | Ready::Descriptor => false,
-        };
-        slot.time_to_listen = if is_by_listening { time_to_ready } else { Duration::ZERO };
         life.state = State::Ready { since: now };
         life.retire_at = settings.policy.max_age.map(|age| now + age.least + random.up_to(age.jitter));
         life.beat_interval = life.beat_interval.or(settings.policy.watchdog);

@@ -191,7 +191,7 @@ pub struct Slot {
     pub proven: Generation,
     /// Lives in a row that failed; forgotten after a good one.
     pub failures: u32,
-    /// How long the last life that was ready took to listen; zero where something else made it ready.
+    /// How long the last life that has listened took to boot; zero where none has.
     pub time_to_listen: Duration,
     /// How often its worker was started again after it had ended by itself or failed.
     pub restarts: u64,
