@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::env_dir::{self, Change};
 use super::feedback::Asked;
 use super::listen::{self, Listener};
+use super::manager;
 use super::sys::{self, StringList};
 use super::users::Credentials;
 use crate::config::ListenEnv;
@@ -77,6 +78,8 @@ pub(super) fn common(from: &EnvironmentSource, of: &OfGeneration<'_>) -> StringL
         from.own_variables.iter().any(|own| name == OsStr::new(own))
             || (replaced && is_of_listeners(name))
             || (from.supervised && OF_A_SUPERVISOR.iter().any(|known| name == *known))
+            // As an init panzer leaves the beats to its child, which would take them for somebody else's.
+            || (name == manager::WATCHDOG_PID && manager::is_to_beat())
     };
     let mut variables = sys::variables();
     variables.retain(|(name, _)| !is_not_passed_on(name));

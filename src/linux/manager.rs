@@ -21,6 +21,9 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// Where it listens: a path, or `@` and an abstract name.
 const SOCKET: &str = "NOTIFY_SOCKET";
 
+/// The process from which signs of life are expected.
+pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
+
 /// Whoever has started panzer and wants to know.
 pub(super) struct Manager {
     /// What it was told.
@@ -40,10 +43,9 @@ pub(super) struct Manager {
 impl Manager {
     /// The one that panzer's environment names.
     pub(super) fn find() -> Option<Self> {
-        sys::variable(SOCKET)?;
-        let is_for_panzer = sys::number("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().into());
+        sys::variable(SOCKET).filter(|name| !name.is_empty())?;
         // Twice in that time, as sd_watchdog_enabled(3) recommends.
-        let interval = sys::number("WATCHDOG_USEC").filter(|time| is_for_panzer && *time > 0);
+        let interval = sys::number("WATCHDOG_USEC").filter(|time| *time > 0 && is_to_beat());
         let interval = interval.map(|time| SHORTEST_INTERVAL.max(Duration::from_micros(time / 2)));
         Some(Self {
             known: Known::default(),
@@ -95,6 +97,11 @@ impl Manager {
         }
         sent.or(if was_said { Ok(()) } else { sent })
     }
+}
+
+/// Whether it is panzer from whom signs of life are expected, where any are.
+pub(super) fn is_to_beat() -> bool {
+    sys::number(WATCHDOG_PID).is_none_or(|pid| pid == std::process::id().into())
 }
 
 /// By a socket of its own each time, so that nothing is kept of a manager that was started anew.
