@@ -14,7 +14,7 @@ use crate::support::load::{self, Addr, Load, LoadOptions};
 use crate::support::panzer::{Panzer, Running, binary, shell_status};
 use crate::support::report::Report;
 use crate::support::scratch::Scratch;
-use crate::support::systemd::{Active, Systemd, Unit};
+use crate::support::systemd::{Systemd, Unit, UnitState};
 use crate::support::worker::{panzer, probe, sh, text, through_shell};
 use crate::support::{example, holds_for, process, wait_for, wait_until};
 
@@ -60,7 +60,7 @@ fn the_units_start_serve_reload_beat_and_stop() {
     });
     let mut systemd = Systemd::new();
     let running = systemd.start_unit(&service, &listener, name);
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     systemd.wait_status("4 workers ready, generation 1");
     systemd.wait_beats(0);
     assert!(systemd.beats > 0, "{:?}", systemd.messages);
@@ -78,9 +78,9 @@ fn the_units_start_serve_reload_beat_and_stop() {
         Load::start(SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port())), LoadOptions::default());
     let reload = Panzer::new(service.arguments("ExecReload", &running.pid().to_string())).run();
     assert_eq!(shell_status(reload.status), 0, "{reload:?}");
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     systemd.wait_status("4 workers ready, generation 2");
-    assert_eq!(systemd.history, [Active::Active, Active::Reloading, Active::Active]);
+    assert_eq!(systemd.history, [UnitState::Active, UnitState::Reloading, UnitState::Active]);
     assert!(load::one(&addr).unwrap().contains("generation=2"));
     let report = load.stop();
     assert_eq!(report.lost(), 0, "{report}");
@@ -88,7 +88,7 @@ fn the_units_start_serve_reload_beat_and_stop() {
     // KillMode=mixed: the main process alone gets TERM.
     assert_eq!(service.get("Service", "KillMode"), "mixed");
     running.ends_with(libc::SIGTERM, 0);
-    systemd.wait(Active::Deactivating);
+    systemd.wait(UnitState::Deactivating);
     assert!(systemd.status.starts_with("stopping "), "{:?}", systemd.messages);
     assert_eq!(running.leftovers(), []);
     // The next start takes up what has come in the meantime.
@@ -96,9 +96,13 @@ fn the_units_start_serve_reload_beat_and_stop() {
     let mut systemd = Systemd::with_abstract_name();
     let running = systemd.start_unit(&service, &listener, name);
     assert!(meanwhile.join().unwrap().unwrap().contains("generation=1"));
-    systemd.wait(Active::Active);
-    running.ends_with(libc::SIGTERM, 0);
-    systemd.wait(Active::Deactivating);
+    systemd.wait(UnitState::Active);
+    // It has not beaten for so long: systemd sends what the unit says, and CONT. ABRT would be forwarded to all workers.
+    assert_eq!(service.get("Service", "WatchdogSignal"), "SIGTERM");
+    running.signal(libc::SIGSTOP);
+    running.signal(libc::SIGTERM);
+    running.ends_with(libc::SIGCONT, 0);
+    systemd.wait(UnitState::Deactivating);
 }
 
 #[test]
@@ -146,20 +150,20 @@ fn ready_is_said_once_all_workers_are_ready_and_never_for_a_replacement() {
         systemd.wait_status("starting 1 of 2");
         holds_for(WATCH, "one worker is not all", || {
             systemd.hear();
-            systemd.active == Active::Activating
+            systemd.active == UnitState::Activating
         });
         fs::write(one, "").unwrap();
-        systemd.wait(Active::Active);
+        systemd.wait(UnitState::Active);
         systemd.wait_status("2 workers ready, generation 1");
         fs::remove_file(&zero).unwrap();
         running.kill_worker(0);
         systemd.wait_status("running, 1 of 2 ready");
         fs::write(zero, "").unwrap();
         systemd.wait_status("2 workers ready, generation 1");
-        assert_eq!(systemd.history, [Active::Active]);
+        assert_eq!(systemd.history, [UnitState::Active]);
         sleeps(&running);
         running.ends_with(libc::SIGTERM, 0);
-        systemd.wait(Active::Deactivating);
+        systemd.wait(UnitState::Deactivating);
     }
 }
 
@@ -169,7 +173,7 @@ fn a_start_that_fails_is_never_ready_and_ends_with_the_last_workers_status() {
     let running = systemd.start(panzer("-n 1 --backoff 0:0 --crash-limit 3", &sh("exit 7")));
     assert_eq!(shell_status(running.wait_exit()), 7);
     systemd.hear();
-    assert_eq!(systemd.active, Active::Activating);
+    assert_eq!(systemd.active, UnitState::Activating);
     assert!(systemd.was_told("STOPPING=1"), "{:?}", systemd.messages);
     // A refusal has nothing to tell.
     let mut systemd = Systemd::new();
@@ -204,29 +208,29 @@ fn a_reload_by_signal_ends_for_the_manager_however_it_ends() {
     fs::create_dir(scratch.path("env")).unwrap();
     let options = format!("-n 2 --ready fd --env-dir {}", scratch.path("env").display());
     let service = notify_reload(&mut systemd, &options, GOOD);
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
 
     systemd.reload_by_signal(&service.running);
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     systemd.wait_status("2 workers ready, generation 2");
-    assert!(systemd.history.contains(&Active::Reloading), "{:?}", systemd.history);
+    assert!(systemd.history.contains(&UnitState::Reloading), "{:?}", systemd.history);
 
     // A bad release.
     service.release("exit 9");
     systemd.reload_by_signal(&service.running);
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     systemd.wait_status("2 workers ready, generation 2; cannot reload to generation 3: ");
     assert!(systemd.status.ends_with("the old workers stay"), "{}", systemd.status);
 
     // What cannot even be tried is over at once.
     fs::rename(scratch.path("env"), scratch.path("gone")).unwrap();
     systemd.reload_by_signal(&service.running);
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     systemd.wait_status("2 workers ready, generation 2; cannot reload to generation 4: ");
     fs::rename(scratch.path("gone"), scratch.path("env")).unwrap();
     service.release(GOOD);
     systemd.reload_by_signal(&service.running);
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     systemd.wait_status("2 workers ready, generation 5");
     assert!(!systemd.status.contains("cannot"), "{}", systemd.status);
     service.running.ends_with(libc::SIGTERM, 0);
@@ -238,20 +242,20 @@ fn a_reload_that_was_asked_for_during_another_is_told_as_one_of_its_own() {
     let slow = "exec $PROBE - wait=$DIR/go$PANZER_GENERATION ready sleep >/dev/null";
     let service = notify_reload(&mut systemd, "-n 1 --ready fd", slow);
     service.touch("go1");
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     assert_eq!(shell_status(ctl(&format!("--pid {} reload", service.running.pid())).run().status), 0);
-    systemd.wait(Active::Reloading);
+    systemd.wait(UnitState::Reloading);
     // systemd would wait; an older one that had not read of the first yet sends its signal.
-    systemd.active = Active::Active;
+    systemd.active = UnitState::Active;
     systemd.reload_by_signal(&service.running);
     service.wait_line("SIGHUP: a reload is under way");
     systemd.hear();
-    assert!(matches!(systemd.active, Active::ReloadSignal(_)), "the first one is not what was asked for");
+    assert!(matches!(systemd.active, UnitState::ReloadSignal(_)), "the first one is not what was asked for");
     service.touch("go2");
-    systemd.wait(Active::Reloading);
+    systemd.wait(UnitState::Reloading);
     systemd.wait_status("reloading 0 of 1 to generation 3");
     service.touch("go3");
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     systemd.wait_status("1 worker ready, generation 3");
     service.running.ends_with(libc::SIGTERM, 0);
 }
@@ -271,7 +275,7 @@ fn stopping_is_said_for_every_way_to_end() {
     ] {
         let mut systemd = Systemd::new();
         let service = notify_reload(&mut systemd, &format!("-n 1 --ready fd {options}"), script);
-        systemd.wait(Active::Active);
+        systemd.wait(UnitState::Active);
         match way {
             "stop" => drop(ctl(&format!("--pid {} stop", service.running.pid())).run()),
             "signal" => service.running.signal(libc::SIGTERM),
@@ -284,7 +288,7 @@ fn stopping_is_said_for_every_way_to_end() {
         }
         assert_eq!(shell_status(service.running.wait_exit()), status, "{options} {way}");
         systemd.hear();
-        assert_eq!(systemd.active, Active::Deactivating, "{options} {way}: {:?}", systemd.messages);
+        assert_eq!(systemd.active, UnitState::Deactivating, "{options} {way}: {:?}", systemd.messages);
         assert_eq!(systemd.messages.iter().filter(|message| message.contains("STOPPING=1")).count(), 1);
     }
 }
@@ -303,7 +307,7 @@ fn a_manager_that_does_not_read_holds_nothing_up_and_is_told_once_it_reads() {
         running.wait_line("reloaded: ");
         systemd.drain(filled);
         // Nothing happens any more: panzer has not forgotten.
-        systemd.wait(Active::Active);
+        systemd.wait(UnitState::Active);
         systemd.wait_status("2 workers ready, generation 2");
         assert_eq!(running.stderr().matches("NOTIFY_SOCKET").count(), 0, "that is no news");
         sleeps(&running);
@@ -362,7 +366,7 @@ fn beats_come_where_they_are_asked_of_panzer_and_nothing_wakes_it_where_not() {
         let mut systemd = Systemd::new();
         let wrapper = through_shell(&format!("export {variables}"));
         let running = systemd.start(panzer("-n 1 --ready exec", &sleep()).wrapper(wrapper));
-        systemd.wait(Active::Active);
+        systemd.wait(UnitState::Active);
         if beats {
             systemd.wait_beats(10);
             // In a reload and in a stop too.
@@ -386,14 +390,14 @@ fn beats_go_on_while_workers_are_told_to_stop() {
     let command = probe("-", &[&format!("ignore={}", libc::SIGTERM), "sleep"]);
     let running =
         systemd.start(panzer("-n 1 --ready exec --stop TERM/600/KILL", &command).env("WATCHDOG_USEC", "100000"));
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     running.wait_slots(1);
     // The probe ignores it by now.
     wait_until("the worker ignores TERM", || {
         running.slots().get(&0).and_then(|pid| process::signals_in(*pid, "SigIgn")).is_some_and(|all| all.contains(&15))
     });
     running.signal(libc::SIGTERM);
-    systemd.wait(Active::Deactivating);
+    systemd.wait(UnitState::Deactivating);
     systemd.wait_beats(5);
     running.ends_with(libc::SIGQUIT, 137);
 }
@@ -409,7 +413,7 @@ fn as_an_init_the_child_speaks_for_itself() {
     let running = systemd.start(panzer("", &command).wrapper(wrapper));
     // NotifyAccess=all
     systemd.main_pid = 0;
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     assert_eq!((systemd.status.as_str(), systemd.messages.len()), ("mine", 1));
     let given = Report::wait(&report);
     assert_eq!(given.env("NOTIFY_SOCKET"), Some(systemd.name.as_str()));
@@ -441,7 +445,7 @@ fn workers_cannot_speak_to_the_manager_of_panzer() {
         panzer("-n 1 --ready notify", &probe(&text(&report), &["notify=READY=1\\nSTATUS=mine\\nMAINPID=1", "sleep"]))
             .env("WATCHDOG_USEC", "60000000"),
     );
-    systemd.wait(Active::Active);
+    systemd.wait(UnitState::Active);
     let given = Report::wait(&report);
     assert_ne!(given.env("NOTIFY_SOCKET"), Some(systemd.name.as_str()));
     assert_eq!(given.env("WATCHDOG_USEC"), None);

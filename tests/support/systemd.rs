@@ -21,7 +21,7 @@ use super::{example, wait_until};
 const LONGEST_MESSAGE: usize = 4096;
 
 /// The keys of a service unit that the stand-in acts upon, and those that are about what surrounds a service.
-const SERVICE_KEYS: [&str; 18] = [
+const SERVICE_KEYS: [&str; 19] = [
     "Type",
     "NotifyAccess",
     "ExecStart",
@@ -30,6 +30,7 @@ const SERVICE_KEYS: [&str; 18] = [
     "TimeoutStartSec",
     "TimeoutStopSec",
     "WatchdogSec",
+    "WatchdogSignal",
     "Restart",
     "RestartSec",
     "RestartPreventExitStatus",
@@ -108,7 +109,7 @@ impl Unit {
 
 /// How a unit is, in systemd's words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Active {
+pub(crate) enum UnitState {
     /// `READY=1` is waited for.
     Activating,
     /// It runs.
@@ -130,9 +131,9 @@ pub(crate) struct Systemd {
     /// The only process that may speak (`NotifyAccess=main`); 0: any.
     pub(crate) main_pid: u32,
     /// What the unit is.
-    pub(crate) active: Active,
+    pub(crate) active: UnitState,
     /// What it has been, one after the other.
-    pub(crate) history: Vec<Active>,
+    pub(crate) history: Vec<UnitState>,
     /// The last `STATUS=`.
     pub(crate) status: String,
     /// How many `WATCHDOG=1` there were.
@@ -175,7 +176,7 @@ impl Systemd {
             name,
             scratch,
             main_pid: 0,
-            active: Active::Activating,
+            active: UnitState::Activating,
             history: Vec::new(),
             status: String::new(),
             beats: 0,
@@ -214,8 +215,8 @@ impl Systemd {
     /// Sends HUP as `Type=notify-reload` does.
     pub(crate) fn reload_by_signal(&mut self, running: &Running) {
         self.hear();
-        assert_eq!(self.active, Active::Active);
-        self.enter(Active::ReloadSignal(monotonic()));
+        assert_eq!(self.active, UnitState::Active);
+        self.enter(UnitState::ReloadSignal(monotonic()));
         running.signal(libc::SIGHUP);
     }
 
@@ -231,7 +232,7 @@ impl Systemd {
             let Ok(received) = recvmsg(&self.socket, &mut slices, &mut control, flags) else { return };
             let sender = control.drain().find_map(|message| match message {
                 RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials.pid.as_raw_nonzero().get()),
-                _ => None,
+                RecvAncillaryMessage::ScmRights(_) | _ => None,
             });
             let sender = sender.expect("who has sent it");
             assert!(received.bytes <= LONGEST_MESSAGE, "{} bytes", received.bytes);
@@ -266,23 +267,23 @@ impl Systemd {
         assert!(time.is_none_or(|time| time <= monotonic()), "{message:?}");
         // STOPPING wins over READY, and READY over RELOADING.
         match self.active {
-            Active::Active | Active::ReloadSignal(_) | Active::Reloading if says("STOPPING=1") => {
-                self.enter(Active::Deactivating);
+            UnitState::Active | UnitState::ReloadSignal(_) | UnitState::Reloading if says("STOPPING=1") => {
+                self.enter(UnitState::Deactivating);
             }
-            Active::Activating | Active::Reloading if says("READY=1") => self.enter(Active::Active),
-            Active::ReloadSignal(begun) if time.is_some_and(|time| time >= begun) => {
-                self.enter(if says("READY=1") { Active::Active } else { Active::Reloading });
+            UnitState::Activating | UnitState::Reloading if says("READY=1") => self.enter(UnitState::Active),
+            UnitState::ReloadSignal(begun) if time.is_some_and(|time| time >= begun) => {
+                self.enter(if says("READY=1") { UnitState::Active } else { UnitState::Reloading });
             }
-            Active::Active if says("RELOADING=1") && !says("READY=1") => self.enter(Active::Reloading),
-            Active::Activating
-            | Active::Active
-            | Active::ReloadSignal(_)
-            | Active::Reloading
-            | Active::Deactivating => {}
+            UnitState::Active if says("RELOADING=1") && !says("READY=1") => self.enter(UnitState::Reloading),
+            UnitState::Activating
+            | UnitState::Active
+            | UnitState::ReloadSignal(_)
+            | UnitState::Reloading
+            | UnitState::Deactivating => {}
         }
     }
 
-    fn enter(&mut self, active: Active) {
+    fn enter(&mut self, active: UnitState) {
         self.active = active;
         self.history.push(active);
     }
@@ -294,7 +295,7 @@ impl Systemd {
 
     /// Waits until the unit is so.
     #[track_caller]
-    pub(crate) fn wait(&mut self, active: Active) {
+    pub(crate) fn wait(&mut self, active: UnitState) {
         let what = format!("the unit is {active:?}");
         wait_until(&what, || {
             self.hear();
