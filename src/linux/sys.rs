@@ -114,6 +114,11 @@ pub fn variable(name: &str) -> Option<OsString> {
     (!value.is_null()).then(|| OsStr::from_bytes(unsafe { CStr::from_ptr(value) }.to_bytes()).to_owned())
 }
 
+/// One that is a number.
+pub(super) fn number(name: &str) -> Option<u64> {
+    variable(name)?.to_str()?.parse().ok()
+}
+
 /// All of them. What is no `NAME=value` is left out.
 pub(super) fn variables() -> Vec<(OsString, OsString)> {
     unsafe extern "C" {

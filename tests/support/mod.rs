@@ -16,6 +16,7 @@ pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod report;
 pub(crate) mod scratch;
+pub(crate) mod systemd;
 pub(crate) mod worker;
 
 use std::path::{Path, PathBuf};
