@@ -93,9 +93,10 @@ fn a_health_check_asks_panzer() {
     let container = server(LOCKED);
     assert_eq!(check(&container), Some(0));
     assert_eq!(container.inspect("{{.State.Health.Status}}"), "healthy");
-    // The last one that does not become ready again makes it unhealthy, after as many tries as the image says.
-    let container =
-        Container::start("panzer-server", &["--env", "PANZER_READY=notify", "--health-start-period", "0s"], &[]);
+    // One that never gets ready is unhealthy after so many tries, once its time to start is over.
+    let start = ["--env", "PANZER_READY=notify", "--health-cmd", r#"["/bin/panzer", "ctl", "ready"]"#];
+    let options = [&start[..], &["--health-start-period", "0s", "--health-retries", "2"]].concat();
+    let container = Container::start("panzer-server", &options, &[]);
     container.wait_workers(8);
     assert_eq!([check(&container), check(&container)], [Some(1), Some(1)]);
     assert_eq!(container.inspect("{{.State.Health.Status}}"), "unhealthy");

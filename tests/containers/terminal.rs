@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::init_mode::wait_state;
 use crate::support::engine::{Removed, new_name, settings};
 use crate::support::{process, wait_for, wait_until};
 use crate::terminal::Terminal;
@@ -19,6 +20,17 @@ fn terminal(command: &str) -> (Terminal, Removed) {
     (Terminal::start(&script).expect("there is script(1)"), removed)
 }
 
+/// Waits until a process with this command line, which no other test has, is in its terminal's foreground.
+#[track_caller]
+fn wait_foreground(command: &str) -> u32 {
+    wait_for(&format!("{command} has the terminal"), || {
+        let mut all = process::all().into_iter();
+        let found = all.find(|one| process::command_line(one.pid) == command)?;
+        // What the kernel says of a terminal's group is a number in this namespace.
+        (process::foreground_group(found.pid) == Some(found.pgid)).then_some(found.pid)
+    })
+}
+
 #[test]
 #[ignore = "run by scripts/test-containers"]
 fn a_shell_at_a_terminal_has_job_control() {
@@ -27,15 +39,22 @@ fn a_shell_at_a_terminal_has_job_control() {
     terminal.wait_shown("size=41 123");
     assert!(!terminal.running.stdout().contains("job control turned off"), "{}", terminal.running.stdout());
     // Ctrl-C ends what runs, and not the shell.
-    terminal.press("sleep 1000\n");
+    terminal.press("sleep 98761\n");
+    wait_foreground("sleep 98761");
     terminal.press("\u{3}");
     terminal.press("echo after=$?\n");
     terminal.wait_shown("after=130");
     // Ctrl-Z stops it, and fg resumes it.
-    terminal.press("sleep 1000\n");
+    terminal.press("sleep 98762\n");
+    let sleep = wait_foreground("sleep 98762");
     terminal.press("\u{1a}");
+    wait_state(sleep, true, "Ctrl-Z stops it");
+    terminal.press("echo stopped=$?; jobs\n");
+    terminal.wait_shown("stopped=148");
     terminal.wait_shown("Stopped");
-    terminal.press("jobs; fg\n");
+    terminal.press("fg\n");
+    wait_state(sleep, false, "fg resumes it");
+    wait_foreground("sleep 98762");
     terminal.press("\u{3}");
     terminal.press("echo again=$?\n");
     terminal.wait_shown("again=130");
