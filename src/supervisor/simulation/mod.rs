@@ -21,8 +21,8 @@ use super::rotation::{QueueState, SOON};
 use super::stop::{KILL_GRACE, Schedule};
 use super::worker::Slot;
 use super::{
-    Age, Client, Effect, End, Event, Failure, Generation, NotRun, Policy, Ready, Replacement, Settings, Supervisor,
-    Why, WorkerId,
+    Age, Client, Effect, End, Event, Failure, Generation, NotRun, Note, Policy, Ready, Replacement, Settings,
+    Supervisor, Why, WorkerId,
 };
 use crate::error::Status;
 use crate::signals::Signal;
@@ -438,7 +438,7 @@ impl World {
         }
         let executes = self.now + ms(self.dice.pick(&[0, 1, 1, 500]));
         let end = match self.dice.below(8) {
-            0 => End::Killed { signal: Signal::KILL, core: false },
+            0 => End::Killed { signal: Signal::KILL, note: Note::Nothing },
             1 => End::CannotRun(NotRun { status: Status::NOT_FOUND, error: "x".to_owned() }),
             2 => End::Exited(7),
             3 => End::Exited(3),
@@ -502,7 +502,7 @@ impl World {
         if process.ended {
             process.group_ends.get_or_insert(soon);
         } else {
-            let end = End::Killed { signal, core: false };
+            let end = End::Killed { signal, note: Note::Nothing };
             if process.ends.as_ref().is_none_or(|(at, _)| *at > soon) {
                 process.ends = Some((soon, end));
             }
