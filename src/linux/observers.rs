@@ -195,7 +195,7 @@ impl Observers {
                 let line = format!("{{\"generation\":{},\"done\":{done},\"of\":{of}}}\n", generation.0);
                 self.tell(Some(generation), &line, false);
             }
-        } else if supervisor.is_stopping() {
+        } else if supervisor.is_ending() {
             self.tell(None, "", true);
         }
     }

@@ -73,6 +73,8 @@ enum Reached {
 enum Phase {
     /// Workers are kept alive.
     Running,
+    /// The same; then, as was asked for before, they are stopped (`--stop-delay`).
+    Delayed(Duration, Asker),
     /// Workers are being stopped; the status to exit with, where it is not that of an ordinary stop.
     Stopping(Option<Status>),
     /// The workers are gone; what escaped from their groups is being cleared.
@@ -210,10 +212,11 @@ impl Supervisor {
     pub fn next_deadline(&self) -> Option<Duration> {
         let leaving = self.leaving.iter().filter_map(Leaving::deadline);
         match &self.phase {
-            Phase::Running => {
+            Phase::Running | Phase::Delayed(..) => {
                 let lives = self.slots.iter().flat_map(Slot::lives);
                 let lives = lives.filter_map(|life| life.deadline(self.earliest_start));
-                lives.chain(leaving).chain(self.rollout_deadline()).chain(self.measure_at).min()
+                let stop = if let Phase::Delayed(at, _) = self.phase { Some(at) } else { None };
+                lives.chain(leaving).chain(self.rollout_deadline()).chain(self.measure_at).chain(stop).min()
             }
             Phase::Stopping(_) => leaving.min(),
             Phase::Clearing(_, clearing) => clearing.deadline(),
@@ -225,6 +228,12 @@ impl Supervisor {
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         !self.is_running()
+    }
+
+    /// The same, or that is to come: nothing new is begun.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        !matches!(self.phase, Phase::Running)
     }
 
     /// What happens to the connections of each slot, where it has a queue of its own.
@@ -247,9 +256,9 @@ impl Supervisor {
                 self.stop(now, Asker::Signal(signal), effects);
             }
             Action::StopNow => self.stop_now(now, signal, count, effects),
-            Action::Reload if self.is_running() => self.reload(now, Asker::Signal(signal), effects),
-            Action::ScaleUp if self.is_running() => self.scale_up(now, Asker::Signal(signal), effects),
-            Action::ScaleDown if self.is_running() => self.scale_down(now, Asker::Signal(signal), effects),
+            Action::Reload if !self.is_ending() => self.reload(now, Asker::Signal(signal), effects),
+            Action::ScaleUp if !self.is_ending() => self.scale_up(now, Asker::Signal(signal), effects),
+            Action::ScaleDown if !self.is_ending() => self.scale_down(now, Asker::Signal(signal), effects),
             Action::Reload | Action::ScaleUp | Action::ScaleDown | Action::Ignore => {}
             Action::Forward(other) => {
                 let sent = other.unwrap_or(signal);
@@ -270,12 +279,18 @@ impl Supervisor {
         effects.extend(workers.into_iter().map(|(_, worker)| Effect::Signal(worker, reach, signal)));
     }
 
-    /// Stops everything in the ordinary way.
+    /// Stops everything in the ordinary way: after `--stop-delay` when it is asked for first, at once when it is again.
     fn stop(&mut self, now: Duration, asker: Asker, effects: &mut Vec<Effect>) {
-        if self.is_running() {
-            say(effects, Report::Stopping(asker, self.count_workers()));
-            self.stop_all(now, None, effects);
+        if self.is_stopping() {
+            return;
         }
+        let delay = if self.is_ending() { Duration::ZERO } else { self.settings.policy.stop_delay };
+        say(effects, Report::Stopping(asker, self.count_workers(), delay));
+        if delay.is_zero() {
+            return self.stop_all(now, None, effects);
+        }
+        self.phase = Phase::Delayed(now + delay, asker);
+        self.reload.iter_mut().for_each(|reload| reload.once_more = false);
     }
 
     /// Begins the stop schedule on every worker; from here on nothing is started.
@@ -326,6 +341,11 @@ impl Supervisor {
 
     /// Does all that is due at `now`.
     fn advance(&mut self, now: Duration, all_are_heard: bool, effects: &mut Vec<Effect>) {
+        if let Phase::Delayed(at, asker) = self.phase
+            && at <= now
+        {
+            self.stop(now, asker, effects);
+        }
         for number in 0..self.wanted {
             if self.is_running() {
                 self.advance_slot(now, number, all_are_heard, effects);
@@ -369,7 +389,7 @@ impl Supervisor {
         let all_gone = self.leaving.is_empty() && self.slots.iter().all(is_vacant);
         match &mut self.phase {
             // Only `--restart` ends every slot while running: panzer exits as the last failure did.
-            Phase::Running if all_gone => {
+            Phase::Running | Phase::Delayed(..) if all_gone => {
                 let status = self.last_failure.unwrap_or(Status::SUCCESS);
                 self.phase = Phase::Clearing(Some(status), Clearing::begin(self.settings.policy.linger, effects));
             }
@@ -380,7 +400,7 @@ impl Supervisor {
                 Progress::Waiting => {}
                 Progress::Abandoned => self.finish(effects),
             },
-            Phase::Running | Phase::Stopping(_) | Phase::Finished => {}
+            Phase::Running | Phase::Delayed(..) | Phase::Stopping(_) | Phase::Finished => {}
         }
     }
 }
