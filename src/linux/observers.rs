@@ -19,7 +19,7 @@ use super::sys::Pid;
 use super::token::Token;
 use super::usage::Usages;
 use crate::supervisor::commands::Answer;
-use crate::supervisor::{Client, Generation, Supervisor};
+use crate::supervisor::{Client, Generation, Supervisor, sooner};
 
 /// The child that serves metrics gets no more than one document in this time, whatever it has become.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(100);
@@ -87,10 +87,7 @@ impl Observers {
             None => Some(metrics.start_at),
             Some(_) => metrics.answer_at,
         });
-        match (self.control.as_ref().and_then(Control::next_deadline), metrics) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
+        sooner(self.control.as_ref().and_then(Control::next_deadline), metrics)
     }
 
     /// Whether clients are to be let in again.

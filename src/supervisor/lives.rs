@@ -461,7 +461,7 @@ impl Supervisor {
 
     /// Whether panzer still keeps workers alive.
     pub(super) fn is_running(&self) -> bool {
-        matches!(self.phase, Phase::Running | Phase::Delayed(..))
+        matches!(self.phase, Phase::Running)
     }
 }
 

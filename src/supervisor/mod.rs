@@ -42,7 +42,7 @@ use crate::signals::Signal;
 use actions::Action;
 use clearing::{Clearing, Progress};
 use events::say;
-pub use events::{Asker, Client, Effect, End, Event, Failure, Generation, NotRun, Proof, Reach, Why, WorkerId};
+pub use events::{Asker, Client, Effect, End, Event, Failure, Generation, NotRun, Proof, Reach, Why, WorkerId, sooner};
 use leaving::{Leaving, Manner, Others, Outcome};
 use report::Report;
 use restart::Random;
@@ -73,8 +73,6 @@ enum Reached {
 enum Phase {
     /// Workers are kept alive.
     Running,
-    /// The same; then, as was asked for before, they are stopped (`--stop-delay`).
-    Delayed(Duration, Asker),
     /// Workers are being stopped; the status to exit with, where it is not that of an ordinary stop.
     Stopping(Option<Status>),
     /// The workers are gone; what escaped from their groups is being cleared.
@@ -94,6 +92,8 @@ pub struct Supervisor {
     wanted: u32,
     leaving: Vec<Leaving>,
     phase: Phase,
+    /// When workers are stopped that go on until then, and who has asked for it.
+    stop_at: Option<(Duration, Asker)>,
     reached: Reached,
     /// What a slot that is added starts with.
     generation: Generation,
@@ -126,6 +126,7 @@ impl Supervisor {
             wanted: settings.workers,
             leaving: Vec::new(),
             phase: Phase::Running,
+            stop_at: None,
             reached: Reached::Nothing,
             generation: Generation::FIRST,
             last_generation: Generation::FIRST,
@@ -210,15 +211,19 @@ impl Supervisor {
     /// When [`Event::Time`] is due, if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        let leaving = self.leaving.iter().filter_map(Leaving::deadline);
+        let mut next = None;
+        for leaving in &self.leaving {
+            next = sooner(next, leaving.deadline());
+        }
         match &self.phase {
-            Phase::Running | Phase::Delayed(..) => {
-                let lives = self.slots.iter().flat_map(Slot::lives);
-                let lives = lives.filter_map(|life| life.deadline(self.earliest_start));
-                let stop = if let Phase::Delayed(at, _) = self.phase { Some(at) } else { None };
-                lives.chain(leaving).chain(self.rollout_deadline()).chain(self.measure_at).chain(stop).min()
+            Phase::Running => {
+                for life in self.slots.iter().flat_map(Slot::lives) {
+                    next = sooner(next, life.deadline(self.earliest_start));
+                }
+                let stop_at = self.stop_at.map(|(at, _)| at);
+                sooner(sooner(next, self.rollout_deadline()), sooner(self.measure_at, stop_at))
             }
-            Phase::Stopping(_) => leaving.min(),
+            Phase::Stopping(_) => next,
             Phase::Clearing(_, clearing) => clearing.deadline(),
             Phase::Finished => None,
         }
@@ -233,7 +238,7 @@ impl Supervisor {
     /// The same, or that is to come: nothing new is begun.
     #[must_use]
     pub fn is_ending(&self) -> bool {
-        !matches!(self.phase, Phase::Running)
+        self.stop_at.is_some() || self.is_stopping()
     }
 
     /// What happens to the connections of each slot, where it has a queue of its own.
@@ -289,7 +294,7 @@ impl Supervisor {
         if delay.is_zero() {
             return self.stop_all(now, None, effects);
         }
-        self.phase = Phase::Delayed(now + delay, asker);
+        self.stop_at = Some((now + delay, asker));
         self.reload.iter_mut().for_each(|reload| reload.once_more = false);
     }
 
@@ -341,9 +346,7 @@ impl Supervisor {
 
     /// Does all that is due at `now`.
     fn advance(&mut self, now: Duration, all_are_heard: bool, effects: &mut Vec<Effect>) {
-        if let Phase::Delayed(at, asker) = self.phase
-            && at <= now
-        {
+        if let Some((_, asker)) = self.stop_at.filter(|(at, _)| *at <= now) {
             self.stop(now, asker, effects);
         }
         for number in 0..self.wanted {
@@ -389,7 +392,7 @@ impl Supervisor {
         let all_gone = self.leaving.is_empty() && self.slots.iter().all(is_vacant);
         match &mut self.phase {
             // Only `--restart` ends every slot while running: panzer exits as the last failure did.
-            Phase::Running | Phase::Delayed(..) if all_gone => {
+            Phase::Running if all_gone => {
                 let status = self.last_failure.unwrap_or(Status::SUCCESS);
                 self.phase = Phase::Clearing(Some(status), Clearing::begin(self.settings.policy.linger, effects));
             }
@@ -400,7 +403,7 @@ impl Supervisor {
                 Progress::Waiting => {}
                 Progress::Abandoned => self.finish(effects),
             },
-            Phase::Running | Phase::Delayed(..) | Phase::Stopping(_) | Phase::Finished => {}
+            Phase::Running | Phase::Stopping(_) | Phase::Finished => {}
         }
     }
 }

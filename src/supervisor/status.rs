@@ -46,7 +46,10 @@ impl Supervisor {
         let ready = self.wanted_slots().filter(|slot| slot.current.is_ready()).count();
         let ready = u32::try_from(ready).unwrap_or(u32::MAX);
         let (state, doing) = match (&self.phase, self.reload_progress()) {
-            (Phase::Delayed(at, _), _) => ("stopping", format!("stopping {}", In(at.saturating_sub(now)))),
+            (Phase::Running, _) if self.stop_at.is_some() => {
+                let at = self.stop_at.map_or(now, |(at, _)| at);
+                ("stopping", format!("stopping {}", In(at.saturating_sub(now))))
+            }
             (Phase::Running, Some((generation, done, of))) => {
                 ("reloading", format!("reloading {done} of {of} to generation {}", generation.0))
             }
