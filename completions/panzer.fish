@@ -17,6 +17,7 @@ complete -c panzer -l stagger -r -d 'time between two starts of workers, at the 
 complete -c panzer -l crash-limit -r -d 'give up after N failures (if no worker was ever ready); 0: never give up'
 complete -c panzer -l fatal-exit -r -d 'end everything when a worker ends with STATUS; panzer exits with it'
 complete -c panzer -l stop -r -d 'signals to stop with, and the seconds between them; where the last is not KILL, panzer waits without limit'
+complete -c panzer -l stop-delay -r -d 'how long workers go on after a stop was asked for; not ready meanwhile; asked again, it is now'
 complete -c panzer -l reload-stop -r -d 'signals to stop a worker with that is replaced; or that is one too many'
 complete -c panzer -l reload-tries -r -d 'failed tries that end a reload; the old workers stay then; 0: try without end'
 complete -c panzer -l surge -r -d 'so many more processes while workers are replaced; an old one counts until it is gone'

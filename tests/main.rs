@@ -33,6 +33,7 @@ mod share_ports;
 mod share_unix;
 mod share_users;
 mod state_files;
+mod stop_delay;
 mod stress;
 mod structure;
 mod supervise;

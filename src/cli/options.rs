@@ -329,6 +329,18 @@ pub static OPTIONS: &[Opt] = &[
     Opt {
         group: LIFECYCLE,
         short: None,
+        long: "stop-delay",
+        takes: Takes::One("T", |config, value| {
+            config.policy.stop_delay = values::duration(value)?;
+            Ok(())
+        }),
+        needs_workers: true,
+        summary: "how long workers go on after a stop was asked for; not ready meanwhile; asked again, it is now",
+        default: "0s",
+    },
+    Opt {
+        group: LIFECYCLE,
+        short: None,
         long: "reload-stop",
         takes: Takes::One("SCHEDULE", |config, value| {
             config.reload_stop = Some(Schedule::parse(value)?);

@@ -112,7 +112,13 @@ fn refuse(pid: i32, path: &OsStr, miss: Miss, nobody: &str) -> Failure {
 
 /// The PID namespace that this process is in.
 fn own_namespace() -> u64 {
-    rustix::fs::stat("/proc/self/ns/pid").map_or(0, |found| found.st_ino)
+    inode("/proc/self/ns/pid")
+}
+
+/// The number of a file; 0: one may not look.
+#[inline(never)]
+fn inode(path: &str) -> u64 {
+    rustix::fs::stat(path).map_or(0, |found| found.st_ino)
 }
 
 /// The panzer that is meant: by an option, by a variable, PID 1, or the only one.
@@ -145,13 +151,32 @@ pub(super) fn find(given: &Given, variable: Variables<'_>) -> Result<Server, Fai
         Err(miss) => return Err(refuse(1, none, miss, "")),
     }
     let mut found = Vec::new();
-    for pid in listening(&read_file(Path::new("/proc/net/unix")).unwrap_or_default(), own_namespace()) {
+    let mut pids = listening(&read_file(Path::new("/proc/net/unix")).unwrap_or_default(), own_namespace());
+    keep_those_here(&mut pids);
+    for pid in pids {
         visit(pid, &mut found, &mut cause);
     }
     if found.len() > 1 {
         return Err(Failure::new("choose a panzer", &choices(&found)));
     }
     found.pop().ok_or_else(|| Failure::new("find a panzer", &cause))
+}
+
+/// In a pod whose containers share their processes, each has files of its own: whoever has the same ones as this process is
+/// meant, if somebody has.
+#[inline(never)]
+fn keep_those_here(pids: &mut Vec<i32>) {
+    let own = inode("/proc/self/ns/mnt");
+    let is_here = |pid: &i32| inode(&in_proc(*pid, "ns/mnt")) == own;
+    if pids.iter().any(is_here) {
+        pids.retain(is_here);
+    }
+}
+
+/// A file of a process.
+#[inline(never)]
+fn in_proc(pid: i32, name: &str) -> String {
+    format!("/proc/{pid}/{name}")
 }
 
 /// Keeps the panzer with this pid, or why it may not be asked, if there is one.
@@ -189,7 +214,7 @@ fn listening(table: &[u8], namespace: u64) -> Vec<i32> {
 fn choices(servers: &[Server]) -> String {
     let mut out = "there are several; use --pid:".to_owned();
     for server in servers {
-        let line = read_file(Path::new(&format!("/proc/{}/cmdline", server.pid))).unwrap_or_default();
+        let line = read_file(Path::new(&in_proc(server.pid, "cmdline"))).unwrap_or_default();
         let line = String::from_utf8_lossy(line.get(..LONGEST_SHOWN).unwrap_or(&line));
         let separator = if out.ends_with(':') { "" } else { "," };
         let _ = write!(out, "{separator} {} ({})", server.pid, printable(&line).trim_ascii_end());

@@ -83,6 +83,9 @@ fn describe_replacement(config: &Config, out: &mut String) -> Result<(), Error> 
         Ready::Descriptor => "when it writes a newline to PANZER_READY_FD".to_owned(),
     };
     line(out, "ready", &format_args!("{ready}; within {}", Rounded(config.policy.ready_timeout)));
+    if !config.policy.stop_delay.is_zero() {
+        line(out, "stop delay", &Rounded(config.policy.stop_delay));
+    }
     if let Some(schedule) = &config.reload_stop {
         line(out, "stop in a reload", &schedule);
     }

@@ -97,7 +97,7 @@ impl Sources<'_> {
     }
 
     fn fill_in_overview(&self, form: &mut Form) {
-        let overview = self.view.supervisor.overview();
+        let overview = self.view.supervisor.overview(self.view.now);
         form.then(OVERVIEW);
         form.text(Some(VERSION));
         form.number(Some(Pid::own().number().unsigned_abs().into()));

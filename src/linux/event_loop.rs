@@ -33,7 +33,7 @@ use crate::linux::words;
 use crate::signals::Signal;
 use crate::supervisor::commands::Answer;
 use crate::supervisor::report::{Level, Report};
-use crate::supervisor::{Client, Effect, End, Event, Generation, NotRun, Note, WorkerId};
+use crate::supervisor::{Client, Effect, End, Event, Generation, NotRun, Note, WorkerId, sooner};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
@@ -276,8 +276,11 @@ impl Running {
         }
         let ports = self.prepared.ports.as_ref().and_then(Ports::next_deadline);
         let observers = self.prepared.observers.next_deadline();
-        let deadlines = [self.prepared.decider.next_deadline(), self.guard_at, self.release_at, ports, observers];
-        deadlines.into_iter().flatten().min()
+        let mut deadline = self.prepared.decider.next_deadline();
+        for other in [self.guard_at, self.release_at, ports, observers] {
+            deadline = sooner(deadline, other);
+        }
+        deadline
     }
 
     /// Tells the supervisor all that has happened and does what it asks for, until there is nothing more to tell.

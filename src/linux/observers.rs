@@ -21,7 +21,7 @@ use super::sys::Pid;
 use super::token::Token;
 use super::usage::Usages;
 use crate::supervisor::commands::Answer;
-use crate::supervisor::{Client, Generation, Supervisor};
+use crate::supervisor::{Client, Generation, Supervisor, sooner};
 
 /// The child that serves metrics gets no more than one document in this time, whatever it has become.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(100);
@@ -91,9 +91,8 @@ impl Observers {
             None => Some(metrics.start_at),
             Some(_) => metrics.answer_at,
         });
-        let control = self.control.as_ref().and_then(Control::next_deadline);
         let manager = self.manager.as_ref().and_then(Manager::next_deadline);
-        [control, metrics, manager].into_iter().flatten().min()
+        sooner(sooner(self.control.as_ref().and_then(Control::next_deadline), metrics), manager)
     }
 
     /// Whether clients are to be let in again.
@@ -198,7 +197,7 @@ impl Observers {
                 let line = format!("{{\"generation\":{},\"done\":{done},\"of\":{of}}}\n", generation.0);
                 self.tell(Some(generation), &line, false);
             }
-        } else if supervisor.is_stopping() {
+        } else if supervisor.is_ending() {
             self.tell(None, "", true);
         }
     }
@@ -211,7 +210,7 @@ impl Observers {
         let Some(manager) = &mut self.manager else { return Ok(()) };
         let result = self.reload.as_ref().and_then(|reload| reload.result.as_ref());
         let failure = result.filter(|(is_ok, _)| !is_ok).map(|(_, text)| text.as_str());
-        manager.tell(now, supervisor.to_be_known(failure))
+        manager.tell(now, supervisor.to_be_known(now, failure))
     }
 
     fn tell(&mut self, generation: Option<Generation>, line: &str, is_last: bool) {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::Effect;
-use super::events::say;
+use super::events::{say, sooner};
 use super::report::Report;
 use super::stop::{Due, Escalation, Schedule};
 use crate::signals::Signal;
@@ -81,7 +81,7 @@ impl Clearing {
     /// When [`Clearing::advance`] has something to do, if ever.
     pub(super) fn deadline(&self) -> Option<Duration> {
         let step = self.escalation.as_ref().and_then(Escalation::deadline);
-        [step, self.again.map(|(_, at)| at)].into_iter().flatten().min()
+        sooner(step, self.again.map(|(_, at)| at))
     }
 
     /// Something had to be killed.

@@ -58,19 +58,20 @@ impl Supervisor {
         command: Command,
         effects: &mut Vec<Effect>,
     ) -> Result<Answer, String> {
-        let starts_something = match command {
+        let is_of_no_use = match command {
             Command::Reload { .. } => "reload",
             Command::Restart(_) => "restart a worker",
             Command::Scale(_) => "scale",
-            Command::Status | Command::Ready | Command::Stop | Command::Signal(..) => "",
+            Command::Ready => "be ready",
+            Command::Status | Command::Stop | Command::Signal(..) => "",
         };
-        if self.is_stopping() && !starts_something.is_empty() {
-            return Err(format!("cannot {starts_something}: panzer is stopping"));
+        if self.is_ending() && !is_of_no_use.is_empty() {
+            return Err(format!("cannot {is_of_no_use}: panzer is stopping"));
         }
         match command {
             Command::Status => Ok(Answer::Document),
             Command::Ready => {
-                let overview = self.overview();
+                let overview = self.overview(now);
                 Ok(Answer::Ready(overview.ready, overview.workers))
             }
             Command::Reload { .. } => {
@@ -81,9 +82,8 @@ impl Supervisor {
             Command::Restart(number) => self.restart(now, number, effects).map(Answer::Done),
             Command::Scale(wanted) => self.scale_to(now, wanted, effects).map(Answer::Done),
             Command::Stop => {
-                let count = self.count_workers();
                 self.stop(now, Asker::Control, effects);
-                Ok(Answer::Done(format!("stopping {}", Workers(count))))
+                Ok(Answer::Done(self.overview(now).doing))
             }
             Command::Signal(signal, number) => self.send_as_asked(signal, number, effects).map(Answer::Done),
         }

@@ -243,6 +243,16 @@ pub enum Effect {
     Exit(Status),
 }
 
+/// The sooner of two times, where there is one. In one place: the compiler would copy it to each.
+#[inline(never)]
+#[must_use]
+pub fn sooner(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 /// Has this said. In one place: it is said in fifty, and the compiler would copy it to each.
 #[inline(never)]
 pub(super) fn say(effects: &mut Vec<Effect>, report: Report) {

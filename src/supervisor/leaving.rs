@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::events::say;
+use super::events::{say, sooner};
 use super::report::Report;
 use super::settings::Settings;
 use super::statistics::Cause;
@@ -222,9 +222,7 @@ impl Leaving {
         match &self.stage {
             Stage::Working { until, .. } => Some(*until),
             Stage::Emptying { look_at, until, .. } => Some(*look_at.min(until)),
-            Stage::Stopping { escalation, rests_until } => {
-                [escalation.deadline(), *rests_until].into_iter().flatten().min()
-            }
+            Stage::Stopping { escalation, rests_until } => sooner(escalation.deadline(), *rests_until),
         }
     }
 

@@ -41,8 +41,9 @@ impl Default for Known {
 impl Supervisor {
     /// What a manager is to know. `failure`: why the last reload has failed, if it has.
     #[must_use]
-    pub fn to_be_known(&self, failure: Option<&str>) -> Known {
+    pub fn to_be_known(&self, now: Duration, failure: Option<&str>) -> Known {
         let standing = match &self.phase {
+            Phase::Running if self.stop_at.is_some() => Standing::Stopping,
             Phase::Running if self.reached < Reached::AllReady => Standing::Starting,
             Phase::Running if self.reload.is_some() => Standing::Reloading,
             Phase::Running => Standing::Ready,
@@ -50,7 +51,7 @@ impl Supervisor {
         };
         // A manager that waits for the start is told of no reload before.
         let generation = if standing == Standing::Starting { Generation::FIRST } else { self.last_generation };
-        let overview = self.overview();
+        let overview = self.overview(now);
         let mut status = overview.doing;
         if standing == Standing::Ready && overview.ready == overview.workers {
             status = format!("{} ready, generation {}", Workers(overview.ready), overview.generation.0);
@@ -163,7 +164,7 @@ mod tests {
         /// What is sent now.
         #[track_caller]
         fn sends(&mut self, expected: &str) {
-            let known = self.supervisor.to_be_known(self.failure.as_deref());
+            let known = self.supervisor.to_be_known(Duration::ZERO, self.failure.as_deref());
             let (message, is_urgent) = known.since(&self.known, Duration::new(7, 1_234_999));
             assert_eq!(message, expected);
             assert_eq!(is_urgent, message.contains("=1\n"), "{message}");
@@ -219,7 +220,7 @@ mod tests {
         told.sends(&format!("{RELOADING}READY=1\nSTATUS=1 worker ready, generation 1; no STOPPING=1 \u{e4} \n"));
         told.failure = Some("x".repeat(5000));
         told.happens(Event::Signal(Signal::HUP));
-        let known = told.supervisor.to_be_known(told.failure.as_deref());
+        let known = told.supervisor.to_be_known(Duration::ZERO, told.failure.as_deref());
         assert!(known.status.len() <= 200, "{known:?}");
     }
 

@@ -44,7 +44,9 @@ use crate::signals::Signal;
 use actions::Action;
 use clearing::{Clearing, Progress};
 use events::say;
-pub use events::{Asker, Client, Effect, End, Event, Failure, Generation, NotRun, Note, Proof, Reach, Why, WorkerId};
+pub use events::{
+    Asker, Client, Effect, End, Event, Failure, Generation, NotRun, Note, Proof, Reach, Why, WorkerId, sooner,
+};
 use leaving::{Leaving, Manner, Others, Outcome};
 use report::Report;
 use restart::Random;
@@ -94,6 +96,8 @@ pub struct Supervisor {
     wanted: u32,
     leaving: Vec<Leaving>,
     phase: Phase,
+    /// When workers are stopped that go on until then, and who has asked for it.
+    stop_at: Option<(Duration, Asker)>,
     reached: Reached,
     /// What a slot that is added starts with.
     generation: Generation,
@@ -126,6 +130,7 @@ impl Supervisor {
             wanted: settings.workers,
             leaving: Vec::new(),
             phase: Phase::Running,
+            stop_at: None,
             reached: Reached::Nothing,
             generation: Generation::FIRST,
             last_generation: Generation::FIRST,
@@ -210,14 +215,19 @@ impl Supervisor {
     /// When [`Event::Time`] is due, if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        let leaving = self.leaving.iter().filter_map(Leaving::deadline);
+        let mut next = None;
+        for leaving in &self.leaving {
+            next = sooner(next, leaving.deadline());
+        }
         match &self.phase {
             Phase::Running => {
-                let lives = self.slots.iter().flat_map(Slot::lives);
-                let lives = lives.filter_map(|life| life.deadline(self.earliest_start));
-                lives.chain(leaving).chain(self.rollout_deadline()).chain(self.measure_at).min()
+                for life in self.slots.iter().flat_map(Slot::lives) {
+                    next = sooner(next, life.deadline(self.earliest_start));
+                }
+                let stop_at = self.stop_at.map(|(at, _)| at);
+                sooner(sooner(next, self.rollout_deadline()), sooner(self.measure_at, stop_at))
             }
-            Phase::Stopping(_) => leaving.min(),
+            Phase::Stopping(_) => next,
             Phase::Clearing(_, clearing) => clearing.deadline(),
             Phase::Finished => None,
         }
@@ -227,6 +237,12 @@ impl Supervisor {
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         !self.is_running()
+    }
+
+    /// The same, or that is to come: nothing new is begun.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.stop_at.is_some() || self.is_stopping()
     }
 
     /// What happens to the connections of each slot, where it has a queue of its own.
@@ -249,9 +265,9 @@ impl Supervisor {
                 self.stop(now, Asker::Signal(signal), effects);
             }
             Action::StopNow => self.stop_now(now, signal, count, effects),
-            Action::Reload if self.is_running() => self.reload(now, Asker::Signal(signal), effects),
-            Action::ScaleUp if self.is_running() => self.scale_up(now, Asker::Signal(signal), effects),
-            Action::ScaleDown if self.is_running() => self.scale_down(now, Asker::Signal(signal), effects),
+            Action::Reload if !self.is_ending() => self.reload(now, Asker::Signal(signal), effects),
+            Action::ScaleUp if !self.is_ending() => self.scale_up(now, Asker::Signal(signal), effects),
+            Action::ScaleDown if !self.is_ending() => self.scale_down(now, Asker::Signal(signal), effects),
             Action::Reload | Action::ScaleUp | Action::ScaleDown | Action::Ignore => {}
             Action::Forward(other) => {
                 let sent = other.unwrap_or(signal);
@@ -272,12 +288,18 @@ impl Supervisor {
         effects.extend(workers.into_iter().map(|(_, worker)| Effect::Signal(worker, reach, signal)));
     }
 
-    /// Stops everything in the ordinary way.
+    /// Stops everything in the ordinary way: after `--stop-delay` when it is asked for first, at once when it is again.
     fn stop(&mut self, now: Duration, asker: Asker, effects: &mut Vec<Effect>) {
-        if self.is_running() {
-            say(effects, Report::Stopping(asker, self.count_workers()));
-            self.stop_all(now, None, effects);
+        if self.is_stopping() {
+            return;
         }
+        let delay = if self.is_ending() { Duration::ZERO } else { self.settings.policy.stop_delay };
+        say(effects, Report::Stopping(asker, self.count_workers(), delay));
+        if delay.is_zero() {
+            return self.stop_all(now, None, effects);
+        }
+        self.stop_at = Some((now + delay, asker));
+        self.reload.iter_mut().for_each(|reload| reload.once_more = false);
     }
 
     /// Begins the stop schedule on every worker; from here on nothing is started.
@@ -328,6 +350,9 @@ impl Supervisor {
 
     /// Does all that is due at `now`.
     fn advance(&mut self, now: Duration, all_are_heard: bool, effects: &mut Vec<Effect>) {
+        if let Some((_, asker)) = self.stop_at.filter(|(at, _)| *at <= now) {
+            self.stop(now, asker, effects);
+        }
         for number in 0..self.wanted {
             if self.is_running() {
                 self.advance_slot(now, number, all_are_heard, effects);

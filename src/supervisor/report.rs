@@ -125,8 +125,8 @@ pub enum Report {
     Abandoned(WorkerId),
     /// The end of this worker ends everything; panzer will exit with this status.
     GivingUp(WorkerId, Reason, Status),
-    /// All workers were told to stop.
-    Stopping(Asker, u32),
+    /// All workers were told to stop, or will be so much later.
+    Stopping(Asker, u32, Duration),
     /// All workers were killed.
     StoppingNow(Signal, u32),
     /// Whatever remains of what panzer started or adopted gets this signal.
@@ -204,7 +204,8 @@ impl Report {
             Self::Escalated(..) => "worker_escalated",
             Self::Abandoned(_) => "worker_abandoned",
             Self::GivingUp(..) => "giving_up",
-            Self::Stopping(..) => "stopping",
+            Self::Stopping(_, _, Duration::ZERO) => "stopping",
+            Self::Stopping(..) => "stop_delayed",
             Self::StoppingNow(..) => "stopping_now",
             Self::SignallingRemaining(_) => "signalling_remaining",
             Self::RemainingAbandoned => "remaining_abandoned",
@@ -333,7 +334,8 @@ impl Report {
                 status.0
             ),
             Self::GivingUp(_, Reason::NeverExecuted, _) => "giving up: the command was never executed".to_owned(),
-            Self::Stopping(asker, count) => format!("{asker}: stopping {}", Workers(*count)),
+            Self::Stopping(asker, count, Duration::ZERO) => format!("{asker}: stopping {}", Workers(*count)),
+            Self::Stopping(asker, count, delay) => format!("{asker}: stopping {} {}", Workers(*count), In(*delay)),
             Self::StoppingNow(signal, count) => format!("{signal}: killing {}", Workers(*count)),
             Self::SignallingRemaining(signal) => format!("processes were left behind; sent them {signal}"),
             Self::RemainingAbandoned => {
@@ -386,7 +388,7 @@ impl Next {
 }
 
 /// `in 120ms`, or `at once`.
-struct In(Duration);
+pub(super) struct In(pub(super) Duration);
 
 impl fmt::Display for In {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

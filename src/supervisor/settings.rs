@@ -90,6 +90,8 @@ pub struct Policy {
     pub watchdog: Option<Duration>,
     /// Signals go to main processes alone; all but KILL in a stop, which must end within its schedule.
     pub no_group: bool,
+    /// How long workers go on after a stop was asked for.
+    pub stop_delay: Duration,
     /// How long what remains at the end may take after TERM.
     pub linger: Duration,
 }
@@ -110,6 +112,7 @@ impl Default for Policy {
             max_memory: None,
             watchdog: None,
             no_group: false,
+            stop_delay: Duration::ZERO,
             linger: Duration::from_secs(2),
         }
     }

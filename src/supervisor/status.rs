@@ -2,7 +2,9 @@
 //!
 //! Pure. Must never change anything; processes and their use of the machine are `linux`'s to add.
 
-use super::report::Workers;
+use std::time::Duration;
+
+use super::report::{In, Workers};
 use super::statistics::Statistics;
 use super::worker::{LastEnd, Life, Slot, State};
 use super::{Generation, Phase, Reached, Supervisor};
@@ -40,10 +42,14 @@ pub struct Row<'a> {
 impl Supervisor {
     /// How panzer is as a whole.
     #[must_use]
-    pub fn overview(&self) -> Overview {
+    pub fn overview(&self, now: Duration) -> Overview {
         let ready = self.wanted_slots().filter(|slot| slot.current.is_ready()).count();
         let ready = u32::try_from(ready).unwrap_or(u32::MAX);
         let (state, doing) = match (&self.phase, self.reload_progress()) {
+            (Phase::Running, _) if self.stop_at.is_some() => {
+                let at = self.stop_at.map_or(now, |(at, _)| at);
+                ("stopping", format!("stopping {}", In(at.saturating_sub(now))))
+            }
             (Phase::Running, Some((generation, done, of))) => {
                 ("reloading", format!("reloading {done} of {of} to generation {}", generation.0))
             }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::events::{Proof, Why};
+use super::events::{Proof, Why, sooner};
 use super::statistics::Cause;
 use super::{Generation, WorkerId};
 
@@ -139,7 +139,7 @@ impl Life {
             State::Waiting { until } => Some(until.max(earliest_start)),
             State::Starting { proof: Proof::Age(at), .. } => Some(at),
             State::Starting { by, .. } => Some(by),
-            State::Ready { .. } => [self.beat_by, self.retire_at].into_iter().flatten().min(),
+            State::Ready { .. } => sooner(self.beat_by, self.retire_at),
             State::Ended => None,
         }
     }

@@ -54,6 +54,10 @@ pub(super) fn render(document: &str, open_metrics: bool, out: &mut Vec<u8>) -> &
 pub(super) fn readiness(document: &str, out: &mut Vec<u8>) -> bool {
     // It is the first record.
     let Some((_, panzer)) = records(document).next() else { return false };
+    if panzer.get("state") == Some("stopping") {
+        push(out, &["stopping\n"]);
+        return false;
+    }
     let [ready, workers] = ["ready", "workers"].map(|name| panzer.get(name).unwrap_or("?"));
     push(out, &[ready, " of ", workers, " workers are ready\n"]);
     let ready = thousandths(ready);
@@ -315,6 +319,8 @@ panzer_time_to_stop_seconds_sum 0
         assert_eq!(said(DOCUMENT), (false, "2 of 3 workers are ready\n".to_owned()));
         assert_eq!(said("{\"ready\":10,\"workers\":10}\n"), (true, "10 of 10 workers are ready\n".to_owned()));
         assert!(said("{\"ready\":10,\"workers\":9}\n").0);
+        let stopping = "{\"state\":\"stopping\",\"ready\":9,\"workers\":9}\n";
+        assert_eq!(said(stopping), (false, "stopping\n".to_owned()));
         assert!(!said("{\"ready\":9,\"workers\":10}\n").0);
         assert!(!said("{\"workers\":null}\n").0);
         assert!(!said("").0);

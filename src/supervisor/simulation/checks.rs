@@ -34,7 +34,7 @@ impl World {
 
     /// Nobody is left in a state that should have ended by now.
     pub(super) fn check_waiting(&self, supervisor: &Supervisor) {
-        if self.stop_told.is_some() {
+        if self.has_stop_begun() {
             return;
         }
         let must_show = matches!(self.settings.policy.ready, Ready::Notify)
@@ -58,8 +58,7 @@ impl World {
     /// A worker that does its work is told to go only when another one is ready in its slot, or it is not wanted any more.
     pub(super) fn check_may_be_told(&self, worker: WorkerId) {
         let Some(process) = self.processes.get(&worker) else { return };
-        if self.stop_told.is_some() || process.told || process.ended || !process.is_ready || worker.slot >= self.wanted
-        {
+        if self.has_stop_begun() || process.told || process.ended || !process.is_ready || worker.slot >= self.wanted {
             return;
         }
         self.check(self.replaced.contains(&worker), "a worker is taken away that nobody has replaced");
@@ -69,13 +68,15 @@ impl World {
 
     /// What a client is told is true.
     pub(super) fn check_status(&self, supervisor: &Supervisor) {
-        let overview = supervisor.overview();
+        let overview = supervisor.overview(self.now);
         let (mut lives, mut firsts) = (Vec::new(), Vec::new());
         supervisor.each_row(&mut |row| {
             lives.extend(row.has_process.then_some(row.life.worker));
             firsts.extend(row.slot.map(|slot| slot.number));
         });
         self.check(overview.workers == self.wanted || supervisor.is_stopping(), "a wrong number of workers is shown");
+        let is_told = (overview.state == "stopping") == self.stop_told.is_some();
+        self.check(is_told || self.exit.is_some(), "that a stop is to come is not shown, or wrongly");
         self.check(overview.ready <= overview.workers, "too many are shown as ready");
         let shown = |worker: &WorkerId| lives.iter().filter(|shown| *shown == worker).count();
         let is_news = |worker: &WorkerId| self.queue.iter().any(|event| life(event) == Some(*worker));

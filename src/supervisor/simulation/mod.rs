@@ -95,9 +95,9 @@ struct World {
     to_abort: BTreeSet<WorkerId>,
     /// A reload was asked for during another.
     reload_queued: bool,
-    /// A client that has no answer yet.
-    asked: Option<Client>,
-    /// A stop was asked for, or the supervisor began one by itself.
+    /// A client that has no answer yet, and what it has asked for.
+    asked: Option<(Client, Command)>,
+    /// When a stop begins that was asked for, maybe in a while, or when the supervisor began one by itself.
     stop_told: Option<Duration>,
     /// An end at once was asked for.
     kill_told: Option<Duration>,
@@ -151,6 +151,7 @@ fn settings(dice: &mut Dice) -> Settings {
         max_memory: dice.pick(&[None, None, Some(900)]),
         watchdog: dice.pick(&[None, None, None, Some(ms(5000))]),
         no_group: dice.one_in(4),
+        stop_delay: ms(dice.pick(&[0, 0, 1, 5000, 30_000])),
         linger: ms(dice.pick(&[0, 2000])),
     };
     Settings {
@@ -223,19 +224,37 @@ impl World {
     /// What the order means is the model's to say, whatever the supervisor makes of it.
     fn note_order(&mut self, event: &Event) {
         if let Event::Asked(client, command) = event {
-            self.asked = Some(*client);
-            self.stop_told = self.stop_told.or((*command == Command::Stop).then_some(self.now));
+            self.asked = Some((*client, *command));
+            if *command == Command::Stop {
+                self.note_stop();
+            }
         }
         let Event::Signal(signal) = event else { return };
         match self.settings.actions.of(*signal) {
-            Action::Stop => drop(self.stop_told.get_or_insert(self.now)),
+            Action::Stop => self.note_stop(),
             Action::StopNow => {
-                self.stop_told.get_or_insert(self.now);
+                self.stop_begins(self.now);
                 self.kill_told.get_or_insert(self.now);
             }
             Action::Forward(_) | Action::Ignore | Action::Upgrade => {}
             Action::Reload | Action::ScaleUp | Action::ScaleDown => {}
         }
+    }
+
+    /// The first one that asks lets the workers go on for a while, the second one does not.
+    fn note_stop(&mut self) {
+        let delay = if self.stop_told.is_none() { self.settings.policy.stop_delay } else { Duration::ZERO };
+        self.stop_begins(self.now + delay);
+    }
+
+    /// Nothing puts a stop off.
+    fn stop_begins(&mut self, at: Duration) {
+        self.stop_told = Some(self.stop_told.map_or(at, |known| known.min(at)));
+    }
+
+    /// Whether workers are to be stopped by now.
+    fn has_stop_begun(&self) -> bool {
+        self.stop_told.is_some_and(|at| at <= self.now)
     }
 
     fn perform(&mut self, supervisor: &Supervisor, effects: Vec<Effect>) {
@@ -275,7 +294,7 @@ impl World {
                 Effect::Signal(worker, _, signal) => self.signal(worker, signal),
                 Effect::LookForRemaining => {
                     // Nobody is left to restart.
-                    self.stop_told.get_or_insert(self.now);
+                    self.stop_begins(self.now);
                     self.check(self.processes.values().all(|process| process.unkillable), "a worker was forgotten");
                     self.rest.watched = true;
                     self.queue.push(if self.rest.exists { Event::SomethingRemains } else { Event::NothingRemains });
@@ -293,7 +312,13 @@ impl World {
                 }
                 Effect::Answer(client, answer) => {
                     let asked = self.asked.take();
-                    self.check(asked == Some(client), "a client is answered that has not asked");
+                    self.check(
+                        asked.is_some_and(|(asked, _)| asked == client),
+                        "a client is answered that has not asked",
+                    );
+                    let is_too_late =
+                        self.stop_told.is_some() && asked.is_some_and(|(_, command)| is_of_no_use(command));
+                    self.check(!is_too_late || answer.is_err(), "something is begun that a stop makes useless");
                     let started = match &answer {
                         Ok(Answer::Done(text)) => text.strip_prefix("starting worker "),
                         Ok(_) | Err(_) => None,
@@ -371,7 +396,10 @@ impl World {
             }
             Report::Ended { worker, next: Next::Successor, .. } => drop(self.vacant_since.remove(&worker.slot)),
             // A stop that nobody has ordered: a fatal exit, the crash limit.
-            Report::GivingUp(..) => drop(self.stop_told.get_or_insert(self.now)),
+            Report::GivingUp(..) => self.stop_begins(self.now),
+            Report::Stopping(_, _, Duration::ZERO) => {
+                self.check(self.has_stop_begun(), "workers are stopped before the delay is over");
+            }
             _ => {}
         }
     }
@@ -387,7 +415,10 @@ impl World {
     }
 
     fn spawn(&mut self, worker: WorkerId, generation: Generation, is_successor: bool) {
-        self.check(self.stop_told.is_none(), "a start after a stop");
+        self.check(!self.has_stop_begun(), "a start after a stop");
+        if self.stop_told.is_some() {
+            *self.tally.entry("start_in_stop_delay").or_insert(0) += 1;
+        }
         self.check(worker.slot < self.wanted, "a slot that does not exist");
         self.check(self.loaded.contains(&generation), "a start from a generation that is not there");
         self.check(
@@ -475,7 +506,7 @@ impl World {
         let ends = [Signal::TERM, Signal::INT, Signal::QUIT, Signal::KILL, Signal::ABRT].contains(&signal);
         if ends {
             self.check_may_be_told(worker);
-            let is_first = self.to_abort.remove(&worker) && self.stop_told.is_none();
+            let is_first = self.to_abort.remove(&worker) && !self.has_stop_begun();
             self.check(!is_first || signal == Signal::ABRT, "a silent worker does not get ABRT first");
         }
         let Some(process) = self.processes.get_mut(&worker) else {
@@ -652,7 +683,7 @@ fn simulate(seed: u64) -> Tally {
             world.check(world.asked.is_none() || world.exit.is_some(), "a client waits for its answer");
             world.check_status(&supervisor);
             world.check_queues(&supervisor);
-            let forgotten = world.reload_queued && !supervisor.is_stopping() && supervisor.reload.is_none();
+            let forgotten = world.reload_queued && !supervisor.is_ending() && supervisor.reload.is_none();
             world.check(!forgotten, "a reload that was asked for during another is forgotten");
             world.happen();
         }
@@ -713,6 +744,14 @@ fn life(event: &Event) -> Option<WorkerId> {
     }
 }
 
+/// Whether a stop makes it useless.
+fn is_of_no_use(command: Command) -> bool {
+    match command {
+        Command::Ready | Command::Reload { .. } | Command::Restart(_) | Command::Scale(_) => true,
+        Command::Status | Command::Stop | Command::Signal(..) => false,
+    }
+}
+
 fn of_different_lives(queue: &[Event]) -> bool {
     life(&queue[0]).is_none() || life(&queue[0]) != life(&queue[1])
 }
@@ -732,6 +771,8 @@ fn simulation_of_the_supervisor() {
         "worker_abandoned",
         "giving_up",
         "stopping",
+        "stop_delayed",
+        "start_in_stop_delay",
         "stopping_now",
         "signalling_remaining",
         "remaining_abandoned",
