@@ -258,3 +258,18 @@ pub fn sooner(one: Option<Duration>, other: Option<Duration>) -> Option<Duration
 pub(super) fn say(effects: &mut Vec<Effect>, report: Report) {
     effects.push(Effect::Report(report));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_death_for_want_of_memory_is_named_but_by_panzers_own_kill() {
+        let end = End::Killed { signal: Signal::KILL, note: Note::OutOfMemory };
+        assert_eq!(end.to_string(), "was killed by SIGKILL (out of memory)");
+        assert_eq!(end.status(), Status(137));
+        assert_eq!(end.by_own_kill().to_string(), "was killed by SIGKILL");
+        let end = End::Killed { signal: Signal::ABRT, note: Note::CoreDumped };
+        assert_eq!(end.by_own_kill().to_string(), "was killed by SIGABRT (core dumped)");
+    }
+}

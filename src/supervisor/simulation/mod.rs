@@ -395,6 +395,9 @@ impl World {
                 *self.tally.entry("old_goes_on").or_insert(0) += 1;
             }
             Report::Ended { worker, next: Next::Successor, .. } => drop(self.vacant_since.remove(&worker.slot)),
+            Report::Stopped(_, End::Killed { note: Note::OutOfMemory, .. }) => {
+                self.check(false, "panzer's own KILL is not called want of memory");
+            }
             // A stop that nobody has ordered: a fatal exit, the crash limit.
             Report::GivingUp(..) => self.stop_begins(self.now),
             Report::Stopping(_, _, Duration::ZERO) => {
@@ -533,7 +536,9 @@ impl World {
         if process.ended {
             process.group_ends.get_or_insert(soon);
         } else {
-            let end = End::Killed { signal, note: Note::Nothing };
+            // The kernel has killed somebody else as well.
+            let note = if signal == Signal::KILL { Note::OutOfMemory } else { Note::Nothing };
+            let end = End::Killed { signal, note };
             if process.ends.as_ref().is_none_or(|(at, _)| *at > soon) {
                 process.ends = Some((soon, end));
             }
