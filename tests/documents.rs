@@ -88,6 +88,22 @@ fn every_script_in_the_documents_can_be_run() {
     assert!(found >= 2, "the README's two commands are not there");
 }
 
+#[test]
+fn every_kubectl_line_in_the_documents_names_what_is_there() {
+    let mut tried = 0;
+    for line in code_lines().iter().filter_map(|line| line.strip_prefix("$ kubectl ")) {
+        if let Some(file) = line.strip_prefix("apply -f ") {
+            assert!(root().join(file).exists(), "{line}");
+        } else {
+            let words = line.strip_prefix("exec deploy/hello -- /bin/panzer ").unwrap_or_else(|| panic!("{line}"));
+            let output = Panzer::new(words.split(' ')).args(["--control", "/no/such/socket"]).run();
+            assert!(output.stderr.starts_with("panzer: cannot ask panzer at /no/such/socket: "), "{line}: {output:?}");
+        }
+        tried += 1;
+    }
+    assert!(tried >= 3, "only {tried} lines were found");
+}
+
 /// All files of `src`.
 fn sources() -> Vec<String> {
     let mut found = Vec::new();

@@ -17,6 +17,7 @@ mod control_attacks;
 mod documents;
 mod fuzz;
 mod init_mode;
+mod kubernetes;
 mod listeners;
 mod losses;
 mod metrics;

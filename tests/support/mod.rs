@@ -19,6 +19,7 @@ pub(crate) mod report;
 pub(crate) mod scratch;
 pub(crate) mod systemd;
 pub(crate) mod worker;
+pub(crate) mod yaml;
 
 use std::path::{Path, PathBuf};
 use std::thread;
