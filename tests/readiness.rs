@@ -543,12 +543,13 @@ fn when_panzer_and_its_workers_were_stopped_together_nobody_was_silent() {
     let service = Service::start("-n 2 --ready exec --watchdog 2s --backoff 0:0", script);
     service.wait_line("all 2 workers are ready");
     let workers = [life(&service, 0), life(&service, 1)];
-    let all = || [service.running.panzer_pid(), workers[0].pid, workers[1].pid];
-    all().map(|pid| process::send_signal(pid, libc::SIGSTOP));
+    // panzer first: it finds that both are late.
+    let all = [service.running.panzer_pid(), workers[0].pid, workers[1].pid];
+    let send = |signal| assert!(all.iter().all(|pid| process::send_signal(*pid, signal)));
+    send(libc::SIGSTOP);
     // Longer than they may be silent.
     thread::sleep(Duration::from_secs(3));
-    // panzer first: it finds that both are late.
-    all().map(|pid| process::send_signal(pid, libc::SIGCONT));
+    send(libc::SIGCONT);
     holds_for(WATCH, "they are left alone", || workers.iter().all(|worker| process::alive(worker.pid)));
     assert_eq!((silent(&service, 0), silent(&service, 1)), (0, 0));
     // Who is silent now is missed as ever.
