@@ -11,6 +11,7 @@
 mod attacks;
 mod balance;
 mod coming_from;
+mod containers;
 mod control;
 mod control_attacks;
 mod documents;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::thread;
 use std::time::Duration;
 
 use crate::support::binders::{Binders, binder, is_root, left_out, word};
@@ -533,6 +534,26 @@ fn a_worker_that_is_stopped_is_silent_and_is_replaced() {
     service.running.wait_replaced(0, frozen.pid);
     wait_until("it is gone", || !frozen.is_alive());
     assert_eq!(silent(&service, 0), 1);
+    service.end();
+}
+
+#[test]
+fn when_panzer_and_its_workers_were_stopped_together_nobody_was_silent() {
+    let script = "exec $PROBE - beat=$DIR/enough sleep >/dev/null";
+    let service = Service::start("-n 2 --ready exec --watchdog 2s --backoff 0:0", script);
+    service.wait_line("all 2 workers are ready");
+    let workers = [life(&service, 0), life(&service, 1)];
+    let all = || [service.running.panzer_pid(), workers[0].pid, workers[1].pid];
+    all().map(|pid| process::send_signal(pid, libc::SIGSTOP));
+    // Longer than they may be silent.
+    thread::sleep(Duration::from_secs(3));
+    // panzer first: it finds that both are late.
+    all().map(|pid| process::send_signal(pid, libc::SIGCONT));
+    holds_for(WATCH, "they are left alone", || workers.iter().all(|worker| process::alive(worker.pid)));
+    assert_eq!((silent(&service, 0), silent(&service, 1)), (0, 0));
+    // Who is silent now is missed as ever.
+    service.touch("enough");
+    wait_until("it is silent now", || silent(&service, 0) >= 1);
     service.end();
 }
 

@@ -17,6 +17,11 @@ impl Instant {
         Self(sys::read_clock(libc::CLOCK_MONOTONIC))
     }
 
+    /// The moment so much after it.
+    pub(super) fn later(self, by: Duration) -> Self {
+        Self(self.0 + by)
+    }
+
     /// How long ago it was.
     #[must_use]
     pub fn elapsed(self) -> Duration {

@@ -2,15 +2,14 @@
 //!
 //! Reads `/proc` and the cgroup file system once at the start. Where nothing can be read the mask alone counts.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::files;
+use super::{control_groups, files};
 
 /// The smaller of the affinity mask and the quota, which is rounded up; at least 1.
 pub(super) fn usable() -> u32 {
     let allowed = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
-    let groups = files::read_text(Path::new("/proc/self/cgroup")).unwrap_or_default();
-    let mounts = files::read_text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    let (groups, mounts) = control_groups::own();
     let quota = quota(&groups, &mounts, &files::read_text);
     quota.map_or(allowed, |quota| allowed.min(quota)).max(1)
 }
@@ -18,50 +17,17 @@ pub(super) fn usable() -> u32 {
 /// The smallest quota of the groups that `groups` (`/proc/self/cgroup`) names, in whole CPUs, rounded up.
 fn quota(groups: &str, mounts: &str, read: &dyn Fn(&Path) -> Option<String>) -> Option<u32> {
     let mut smallest = None;
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(group)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        let version2 = controllers.is_empty();
-        if !version2 && !controllers.split(',').any(|controller| controller == "cpu") {
-            continue;
-        }
-        let Some((mount, directory)) = locate(mounts, group, version2) else { continue };
+    control_groups::of("cpu", groups, mounts, &mut |group| {
         // A limit may stand at any level above, up to the mount.
-        for level in directory.ancestors().take_while(|level| level.starts_with(&mount)) {
-            let limit = if version2 { limit_v2(level, read) } else { limit_v1(level, read) };
+        for level in group.directory.ancestors().take_while(|level| level.starts_with(group.mount)) {
+            let limit = if group.is_version_2 { limit_v2(level, read) } else { limit_v1(level, read) };
             smallest = match (smallest, limit) {
                 (Some(known), Some(limit)) => Some(limit.min(known)),
                 (known, limit) => known.or(limit),
             };
         }
-    }
+    });
     smallest
-}
-
-/// Where the file system is mounted and where `group` is in it. A mount may show only a part of the hierarchy, as in a
-/// container without its own cgroup namespace: then the part above its root is left out of the path.
-fn locate(mounts: &str, group: &str, version2: bool) -> Option<(PathBuf, PathBuf)> {
-    for line in mounts.lines() {
-        // ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [OPTIONAL]... - TYPE SOURCE SUPER-OPTIONS (proc_pid_mountinfo(5))
-        let mut words = line.split(' ').skip(3);
-        let (Some(root), Some(mount)) = (words.next(), words.next()) else { continue };
-        let mut words = words.skip_while(|word| *word != "-").skip(1);
-        let (Some(kind), Some(_), Some(options)) = (words.next(), words.next(), words.next()) else { continue };
-        let fits = match kind {
-            "cgroup2" => version2,
-            "cgroup" => !version2 && options.split(',').any(|option| option == "cpu"),
-            _ => false,
-        };
-        if fits {
-            let mount = PathBuf::from(mount);
-            let below = Path::new(group).strip_prefix(root).unwrap_or(Path::new(""));
-            // A group outside of what is mounted shows as `/../..`.
-            let below = if group.split('/').any(|part| part == "..") { Path::new("") } else { below };
-            let directory = mount.join(below.strip_prefix("/").unwrap_or(below));
-            return Some((mount, directory));
-        }
-    }
-    None
 }
 
 /// `cpu.max`: `QUOTA PERIOD` or `max PERIOD`.

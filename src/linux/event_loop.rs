@@ -12,6 +12,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use super::children::{Child, Children};
 use super::clock::{self, Instant};
+use super::control_groups::MemoryKills;
 use super::decider::Decider;
 use super::guard::{Guard, GuardSettings};
 use super::idle;
@@ -32,13 +33,19 @@ use crate::linux::words;
 use crate::signals::Signal;
 use crate::supervisor::commands::Answer;
 use crate::supervisor::report::{Level, Report};
-use crate::supervisor::{Client, Effect, End, Event, Generation, NotRun, WorkerId, sooner};
+use crate::supervisor::{Client, Effect, End, Event, Generation, NotRun, Note, WorkerId, sooner};
 
 /// How many dead children are reaped before panzer looks at signals again.
 const REAPED_AT_ONCE: usize = 1000;
 
 /// How long after something has happened panzer's own code is taken out of its resident memory.
 const RELEASE_DELAY: Duration = Duration::from_millis(200);
+
+/// A wait that ends so much too late shows that panzer was frozen or stopped meanwhile.
+const ABSENCE: Duration = Duration::from_millis(500);
+
+/// What is due then is put off until workers, who may have been frozen as well, have had so much time to say something.
+const AFTER_ABSENCE: Duration = Duration::from_secs(1);
 
 /// How long to rest where the kernel refuses to wait for events.
 const WAIT_RETRY: Duration = Duration::from_millis(100);
@@ -89,6 +96,8 @@ pub struct Running {
     watching_remaining: bool,
     /// What remains and was signalled already.
     sweep: Sweep,
+    /// Who was killed for want of memory.
+    memory_kills: MemoryKills,
     /// There may be more to reap.
     reap_again: bool,
     /// When panzer's own code is to be taken out of its resident memory.
@@ -125,6 +134,7 @@ impl Running {
             paths: Vec::new(),
             watching_remaining: false,
             sweep: Sweep::default(),
+            memory_kills: MemoryKills::new(),
             // Children from before the exec may have ended while SIGCHLD told nobody.
             reap_again: true,
             release_at: Some(RELEASE_DELAY),
@@ -192,11 +202,18 @@ impl Running {
     /// Waits for something to happen and deals with it.
     fn wait(&mut self) {
         let release = self.release_at.take_if(|at| *at <= self.start.elapsed()).is_some();
-        let timeout = self.timeout();
+        let before = self.now();
+        let deadline = self.deadline(before);
+        let timeout = deadline.and_then(|at| Timespec::try_from(at.saturating_sub(before)).ok());
         let mut space = idle::EMPTY;
+        // Signals are held, so that only a stop or a freeze of panzer itself interrupts.
+        let mut interrupted = false;
         let events = match idle::wait(self.epoll.as_fd(), &mut space, timeout.as_ref(), release) {
             Ok(events) => events,
-            Err(Errno::INTR) => &[],
+            Err(Errno::INTR) => {
+                interrupted = true;
+                &[]
+            }
             Err(error) => {
                 // Nothing that a healthy kernel says. Signals are read all the same.
                 self.complain("wait for events", error, "trying again");
@@ -205,6 +222,9 @@ impl Running {
                 &[]
             }
         };
+        if let Some(deadline) = deadline {
+            self.make_up_for_absence(before, deadline, interrupted);
+        }
         let mut signalled = self.reap_again;
         for event in events {
             match Token::from_data(event.data) {
@@ -240,9 +260,19 @@ impl Running {
         }
     }
 
-    fn timeout(&self) -> Option<Timespec> {
+    /// What happened while panzer was frozen or stopped (`podman pause`, SIGSTOP) is nobody's fault: its clock goes on from
+    /// shortly before what was due, and never from before the wait.
+    fn make_up_for_absence(&mut self, before: Duration, deadline: Duration, interrupted: bool) {
+        let now = self.now();
+        if interrupted || now >= deadline + ABSENCE {
+            let resumed = before.max(deadline.saturating_sub(AFTER_ABSENCE));
+            self.start = self.start.later(now.saturating_sub(resumed));
+        }
+    }
+
+    fn deadline(&self, now: Duration) -> Option<Duration> {
         if self.reap_again {
-            return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
+            return Some(now);
         }
         let ports = self.prepared.ports.as_ref().and_then(Ports::next_deadline);
         let observers = self.prepared.observers.next_deadline();
@@ -250,8 +280,7 @@ impl Running {
         for other in [self.guard_at, self.release_at, ports, observers] {
             deadline = sooner(deadline, other);
         }
-        let deadline = deadline?;
-        Timespec::try_from(deadline.saturating_sub(self.now())).ok()
+        deadline
     }
 
     /// Tells the supervisor all that has happened and does what it asks for, until there is nothing more to tell.
@@ -561,7 +590,12 @@ impl Running {
             self.events.extend(Signal::from_number(signal.into()).map(Event::Suspended));
             return;
         }
-        let Some(end) = end_of(status) else { return };
+        let Some(mut end) = end_of(status) else { return };
+        if let End::Killed { signal: Signal::KILL, note } = &mut end
+            && self.memory_kills.are_more()
+        {
+            *note = Note::OutOfMemory;
+        }
         // What it has said comes before its end.
         self.channel_ready(pid);
         self.hear(pid);
@@ -690,8 +724,8 @@ impl Running {
 fn end_of(status: WaitStatus) -> Option<End> {
     if let Some(signal) = status.terminating_signal() {
         // WCOREDUMP (wait(2))
-        let core = status.as_raw() & 0x80 != 0;
-        return Signal::from_number(signal.into()).map(|signal| End::Killed { signal, core });
+        let note = if status.as_raw() & 0x80 != 0 { Note::CoreDumped } else { Note::Nothing };
+        return Signal::from_number(signal.into()).map(|signal| End::Killed { signal, note });
     }
     let status = status.exit_status()?;
     Some(End::Exited(u8::try_from(status).unwrap_or(u8::MAX)))

@@ -20,6 +20,7 @@ mod check;
 mod children;
 mod clock;
 mod control;
+mod control_groups;
 mod cpus;
 mod decider;
 mod document;

@@ -38,11 +38,22 @@ pub enum End {
     Killed {
         /// Which one.
         signal: Signal,
-        /// Whether it left a core dump.
-        core: bool,
+        /// What else is known of it.
+        note: Note,
     },
     /// The command could not be executed.
     CannotRun(NotRun),
+}
+
+/// What is known of a death beside the signal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Note {
+    /// Nothing.
+    Nothing,
+    /// It left a core dump.
+    CoreDumped,
+    /// The kernel has killed for want of memory in panzer's group since the last death by KILL.
+    OutOfMemory,
 }
 
 /// Why a command was not executed.
@@ -64,6 +75,14 @@ impl End {
             Self::Killed { signal, .. } => Status(128 + signal.number()),
             Self::CannotRun(not_run) => not_run.status,
         }
+    }
+
+    /// That of a worker which panzer itself has sent KILL: no other cause is to be named.
+    pub(super) fn by_own_kill(mut self) -> Self {
+        if let Self::Killed { signal: Signal::KILL, note } = &mut self {
+            *note = Note::Nothing;
+        }
+        self
     }
 }
 
@@ -238,4 +257,19 @@ pub fn sooner(one: Option<Duration>, other: Option<Duration>) -> Option<Duration
 #[inline(never)]
 pub(super) fn say(effects: &mut Vec<Effect>, report: Report) {
     effects.push(Effect::Report(report));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_death_for_want_of_memory_is_named_but_by_panzers_own_kill() {
+        let end = End::Killed { signal: Signal::KILL, note: Note::OutOfMemory };
+        assert_eq!(end.to_string(), "was killed by SIGKILL (out of memory)");
+        assert_eq!(end.status(), Status(137));
+        assert_eq!(end.by_own_kill().to_string(), "was killed by SIGKILL");
+        let end = End::Killed { signal: Signal::ABRT, note: Note::CoreDumped };
+        assert_eq!(end.by_own_kill().to_string(), "was killed by SIGABRT (core dumped)");
+    }
 }

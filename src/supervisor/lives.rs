@@ -178,6 +178,8 @@ impl Supervisor {
     ) {
         if let Some(at) = self.leaving.iter().position(|leaving| leaving.worker == worker && !leaving.is_orphaned) {
             let told = self.leaving.get(at).map(|leaving| (leaving.told_at, leaving.cause));
+            let was_killed = self.leaving.get(at).is_some_and(Leaving::was_killed);
+            let end = if was_killed { end.by_own_kill() } else { end };
             if let Some(told_at) = told.and_then(|(told_at, _)| told_at) {
                 self.statistics.time_to_stop.add(now.saturating_sub(told_at));
             }

@@ -42,7 +42,9 @@ use crate::signals::Signal;
 use actions::Action;
 use clearing::{Clearing, Progress};
 use events::say;
-pub use events::{Asker, Client, Effect, End, Event, Failure, Generation, NotRun, Proof, Reach, Why, WorkerId, sooner};
+pub use events::{
+    Asker, Client, Effect, End, Event, Failure, Generation, NotRun, Note, Proof, Reach, Why, WorkerId, sooner,
+};
 use leaving::{Leaving, Manner, Others, Outcome};
 use report::Report;
 use restart::Random;

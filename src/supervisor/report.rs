@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Asker, End, Failure, Generation, NotRun, Proof, Why, WorkerId};
+use super::{Asker, End, Failure, Generation, NotRun, Note, Proof, Why, WorkerId};
 use crate::error::Status;
 use crate::signals::Signal;
 
@@ -439,8 +439,14 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(status) => write!(f, "ended with status {status}"),
-            Self::Killed { signal, core: false } => write!(f, "was killed by {signal}"),
-            Self::Killed { signal, core: true } => write!(f, "was killed by {signal} (core dumped)"),
+            Self::Killed { signal, note } => {
+                let note = match note {
+                    Note::Nothing => "",
+                    Note::CoreDumped => " (core dumped)",
+                    Note::OutOfMemory => " (out of memory)",
+                };
+                write!(f, "was killed by {signal}{note}")
+            }
             Self::CannotRun(why) => f.write_str(&why.error),
         }
     }

@@ -6,6 +6,7 @@
 pub(crate) mod attack;
 pub(crate) mod binders;
 pub(crate) mod control;
+pub(crate) mod engine;
 pub(crate) mod http;
 pub(crate) mod json;
 pub(crate) mod lives;

@@ -9,7 +9,7 @@ use crate::supervisor::actions::Actions;
 use crate::supervisor::init::{self, CHILD, Init};
 use crate::supervisor::restart::Random;
 use crate::supervisor::stop::{KILL_GRACE, Schedule};
-use crate::supervisor::{Effect, End, Event, Generation};
+use crate::supervisor::{Effect, End, Event, Generation, Note};
 
 /// Init mode: whatever happens, panzer ends with the child's status, within the linger time after it.
 fn simulate_init(seed: u64) -> Tally {
@@ -25,7 +25,8 @@ fn simulate_init(seed: u64) -> Tally {
         ok_exits: vec![Status(143)],
     });
     assert_eq!(init.begin()[0], Effect::Spawn { worker: CHILD, generation: Generation::FIRST, workers: 1 });
-    let end = dice.pick(&[End::Exited(0), End::Exited(9), End::Killed { signal: Signal::TERM, core: true }]);
+    let end =
+        dice.pick(&[End::Exited(0), End::Exited(9), End::Killed { signal: Signal::TERM, note: Note::CoreDumped }]);
     let expected = if end.status().0 == 143 { Status::SUCCESS } else { end.status() };
     let ends_at = ms(dice.below(10_000));
     let rest_goes_after = ms(dice.pick(&[1, 1000, 100_000]));

@@ -21,8 +21,8 @@ use super::rotation::{QueueState, SOON};
 use super::stop::{KILL_GRACE, Schedule};
 use super::worker::Slot;
 use super::{
-    Age, Client, Effect, End, Event, Failure, Generation, NotRun, Policy, Ready, Replacement, Settings, Supervisor,
-    Why, WorkerId,
+    Age, Client, Effect, End, Event, Failure, Generation, NotRun, Note, Policy, Ready, Replacement, Settings,
+    Supervisor, Why, WorkerId,
 };
 use crate::error::Status;
 use crate::signals::Signal;
@@ -400,6 +400,9 @@ impl World {
             Report::Stopping(_, _, Duration::ZERO) => {
                 self.check(self.has_stop_begun(), "workers are stopped before the delay is over");
             }
+            Report::Stopped(_, End::Killed { note: Note::OutOfMemory, .. }) => {
+                self.check(false, "panzer's own KILL is not called want of memory");
+            }
             _ => {}
         }
     }
@@ -469,7 +472,7 @@ impl World {
         }
         let executes = self.now + ms(self.dice.pick(&[0, 1, 1, 500]));
         let end = match self.dice.below(8) {
-            0 => End::Killed { signal: Signal::KILL, core: false },
+            0 => End::Killed { signal: Signal::KILL, note: Note::Nothing },
             1 => End::CannotRun(NotRun { status: Status::NOT_FOUND, error: "x".to_owned() }),
             2 => End::Exited(7),
             3 => End::Exited(3),
@@ -533,7 +536,9 @@ impl World {
         if process.ended {
             process.group_ends.get_or_insert(soon);
         } else {
-            let end = End::Killed { signal, core: false };
+            // The kernel has killed somebody else as well.
+            let note = if signal == Signal::KILL { Note::OutOfMemory } else { Note::Nothing };
+            let end = End::Killed { signal, note };
             if process.ends.as_ref().is_none_or(|(at, _)| *at > soon) {
                 process.ends = Some((soon, end));
             }
