@@ -1,14 +1,15 @@
-//! The manifests as pods: `podman kube play`. The image is `localhost/panzer-hello`, which `scripts/test-containers` makes.
+//! The manifests as pods: `podman kube play`. The image is `localhost/panzer-server`, which `scripts/test-containers` makes.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::PathBuf;
+use std::process::Output;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::{at, containers, manifest, option, stop_delay, text, words};
 use crate::support::binders::word;
+use crate::support::engine::{answer, run, said};
 use crate::support::http::get;
 use crate::support::json::Json;
 use crate::support::load::{self, Load, LoadOptions};
@@ -17,29 +18,6 @@ use crate::support::{process, wait_for, wait_until};
 
 /// Pods are named by their manifests, so one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn podman(args: &[&str]) -> Output {
-    let settings = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/containers");
-    assert!(settings.join("env").exists(), "containers are not set up: run scripts/setup-containers");
-    let mut command = Command::new("timeout");
-    command.args(["60", "podman"]).args(args).stdin(Stdio::null());
-    command.env("CONTAINERS_CONF", settings.join("containers.conf"));
-    command.env("CONTAINERS_STORAGE_CONF", settings.join("storage.conf"));
-    command.output().expect("podman can be started")
-}
-
-/// What it prints, where it must succeed.
-#[track_caller]
-fn answer(args: &[&str]) -> String {
-    let output = podman(args);
-    assert!(output.status.success(), "podman {args:?}: {}", said(&output));
-    String::from_utf8_lossy(&output.stdout).trim_end().to_string()
-}
-
-/// All that was printed.
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
 
 /// The first pod of a Deployment. Dropped, it is gone; on a failure its logs are printed.
 struct Pod {
@@ -68,12 +46,12 @@ impl Pod {
         let pod = Pod { manifest, name, file: path, _scratch: scratch, _turn: turn };
         // One may be left from a run that was killed.
         pod.remove();
-        answer(&["kube", "play", "--network", "panzer", pod.file.to_str().unwrap()]);
+        answer(["kube", "play", "--network", "panzer", pod.file.to_str().unwrap()]);
         pod
     }
 
     fn remove(&self) -> Output {
-        podman(&["pod", "rm", "--force", "--ignore", "--time", "0", &self.name])
+        run(["pod", "rm", "--force", "--ignore", "--time", "0", &self.name])
     }
 
     /// What the manifest says of a container.
@@ -89,14 +67,14 @@ impl Pod {
 
     #[track_caller]
     fn inspect(&self, container: &str, format: &str) -> String {
-        answer(&["container", "inspect", "--format", format, &self.full(container)])
+        answer(["container", "inspect", "--format", format, &self.full(container)])
     }
 
     /// Runs a command in a container: whether it ends with 0, and what it says.
     fn exec(&self, container: &str, command: &[&str]) -> (bool, String) {
         let full = self.full(container);
         let words: Vec<&str> = ["exec", &full].iter().chain(command).copied().collect();
-        let output = podman(&words);
+        let output = run(&words);
         (output.status.success(), said(&output))
     }
 
@@ -128,14 +106,14 @@ impl Pod {
     /// Where a port of the pod is reached.
     #[track_caller]
     fn at(&self, port: u16) -> SocketAddr {
-        let infra = answer(&["pod", "inspect", "--format", "{{.InfraContainerID}}", &self.name]);
+        let infra = answer(["pod", "inspect", "--format", "{{.InfraContainerID}}", &self.name]);
         let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
-        let address = answer(&["container", "inspect", "--format", format, &infra]);
+        let address = answer(["container", "inspect", "--format", format, &infra]);
         format!("{address}:{port}").parse().expect("the pod has an address")
     }
 
     fn log(&self, container: &str) -> String {
-        said(&podman(&["logs", &self.full(container)]))
+        said(&run(["logs", &self.full(container)]))
     }
 
     #[track_caller]
@@ -145,13 +123,13 @@ impl Pod {
 
     #[track_caller]
     fn signal(&self, container: &str, signal: &str) {
-        answer(&["kill", "--signal", signal, &self.full(container)]);
+        answer(["kill", "--signal", signal, &self.full(container)]);
     }
 
     /// Waits for a container's end and says with which status.
     #[track_caller]
     fn wait(&self, container: &str) -> String {
-        answer(&["wait", &self.full(container)])
+        answer(["wait", &self.full(container)])
     }
 }
 
