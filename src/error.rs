@@ -49,6 +49,13 @@ impl Error {
         Self { status, ..self }
     }
 
+    /// The same refusal, of what stands at a `place`: `cannot use PLACE: WHAT: CAUSE`.
+    #[must_use]
+    pub fn within(self, place: String) -> Self {
+        let what = self.action.strip_prefix("use ").unwrap_or(&self.action);
+        Self { cause: format!("{what}: {}", self.cause), action: place, ..self }
+    }
+
     /// What panzer exits with for it.
     #[must_use]
     pub fn status(&self) -> Status {

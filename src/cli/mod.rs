@@ -7,4 +7,4 @@ pub mod options;
 mod parse;
 mod values;
 
-pub use parse::{parse, surplus_value, unknown};
+pub use parse::{Elsewhere, parse, surplus_value, unknown};

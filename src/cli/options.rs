@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values::{self, Read};
-use crate::config::{Address, Balance, Config, ControlSocket, LogFormat, MOST_WORKERS, SharePorts, Show, Workers};
+use crate::config::{Address, Balance, Config, ControlSocket, LogFormat, MOST_WORKERS, OnExit, SharePorts, Show, Workers};
 use crate::signals::Signal;
 use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
@@ -525,6 +525,35 @@ pub static OPTIONS: &[Opt] = &[
         needs_workers: true,
         summary: "write GENERATION:PID of each worker; to PATH, a line each",
         default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "config",
+        takes: Takes::Path("FILE", |config, value| {
+            config.file = Some(path(value)?);
+            Ok(())
+        }),
+        needs_workers: false,
+        summary: "read more options from FILE; one a line, and the command as -- COMMAND; what is given here or as a variable wins",
+        default: "none (as a machine's init: /etc/panzer.conf)",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "on-exit",
+        takes: Takes::One("ACTION", |config, value| {
+            config.on_exit = match value {
+                "poweroff" => OnExit::PowerOff,
+                "reboot" => OnExit::Reboot,
+                "halt" => OnExit::Halt,
+                other => return Err(format!("\"{other}\" is none of poweroff, reboot and halt")),
+            };
+            Ok(())
+        }),
+        needs_workers: false,
+        summary: "as a machine's init: poweroff, reboot or halt at the end",
+        default: "poweroff",
     },
     Opt {
         group: OPERATION,

@@ -1,7 +1,8 @@
-//! Reads the command line and the `PANZER_*` variables by the option table. The command line wins. Must never know an
-//! option by name but `-h`.
+//! Reads the command line, the `PANZER_*` variables and the file of `--config` by the option table. The command line wins,
+//! then the variables. Must never know an option by name but `-h` and `--config`.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use lexopt::Arg;
 
@@ -12,61 +13,83 @@ use crate::error::{Error, Typed};
 /// An option is worth naming where no more than one letter in so many is wrong.
 const LETTERS_PER_MISTAKE: usize = 3;
 
-/// Reads arguments (without the program's name) and variables.
+/// Where else options may stand.
+#[derive(Clone, Copy)]
+pub struct Elsewhere<'a> {
+    /// A variable's value.
+    pub variable: &'a dyn Fn(&str) -> Option<OsString>,
+    /// A file's text, or why there is none.
+    pub read: &'a dyn Fn(&Path) -> Result<String, String>,
+    /// The file where none is named.
+    pub file: Option<&'a Path>,
+}
+
+/// What is typed, in order, with its value.
+type TypedOptions = Vec<(&'static Opt, OsString)>;
+
+/// What a file says.
+#[derive(Default)]
+struct Lines {
+    /// Its path.
+    name: String,
+    /// Each option with the number of its line.
+    options: Vec<(usize, &'static Opt, OsString)>,
+    /// The last command.
+    command: Vec<OsString>,
+}
+
+/// Reads arguments (without the program's name), and what stands elsewhere.
 ///
 /// # Errors
-/// The first argument or variable that is not what it should be, as typed.
-pub fn parse(
-    arguments: impl IntoIterator<Item = OsString>,
-    variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<Config, Error> {
-    let own_variables = OPTIONS.iter().filter_map(Opt::variable).collect();
-    let mut config = Config { own_variables, ..Config::default() };
-    let mut given = Vec::new();
+/// The first argument, variable or line that is not what it should be, as typed.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>, elsewhere: Elsewhere<'_>) -> Result<Config, Error> {
+    let mut typed = TypedOptions::new();
+    let mut command = Vec::new();
+    let mut show = None;
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next().map_err(|error| surplus_value(&error))? {
         let option = match argument {
             Arg::Short('h') => {
-                config.show = Some(Show::ShortHelp);
+                show = Some(Show::ShortHelp);
                 continue;
             }
             Arg::Short(letter) => OPTIONS
                 .iter()
                 .find(|option| option.short == Some(letter))
                 .ok_or_else(|| Error::new(format!("use -{letter}"), "unknown option; see panzer -h"))?,
-            Arg::Long(name) => OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(name))?,
-            Arg::Value(command) => {
-                config.command.push(command);
+            Arg::Long(name) => find(name)?,
+            Arg::Value(first) => {
+                command.push(first);
                 let rest = parser.raw_args().map_err(|error| surplus_value(&error))?;
-                config.command.extend(rest);
+                command.extend(rest);
                 break;
             }
         };
-        given.push(option.long);
         match option.takes {
-            Takes::Nothing(set) => set(&mut config),
-            Takes::Show(show) => config.show = Some(show),
+            Takes::Nothing(_) => typed.push((option, OsString::new())),
+            Takes::Show(wanted) => show = Some(wanted),
             Takes::One(name, _) | Takes::Path(name, _) | Takes::Many(name, _) => {
-                let value = parser
-                    .value()
-                    .map_err(|_| Error::new(format!("use --{}", option.long), format!("it needs a value, {name}")))?;
-                option
-                    .takes
-                    .set(&mut config, &value)
-                    .map_err(|cause| bad_value(&format!("--{}", option.long), &value, cause))?;
+                let value = parser.value().map_err(|_| needs_value(option, name))?;
+                typed.push((option, value));
             }
         }
     }
-    let mut useless = OPTIONS.iter().filter(|option| option.needs_workers && given.contains(&option.long));
-    for option in OPTIONS.iter().filter(|option| !given.contains(&option.long)) {
-        let Some(name) = option.variable() else { continue };
-        if let Some(value) = variable(&name) {
-            apply_variable(&mut config, option, &format!("{name}="), &value)?;
-        }
+    let mut lines = Lines::default();
+    let mut config = assemble(&lines, &typed, elsewhere)?;
+    if let Some(path) = config.file.as_deref().or(elsewhere.file).filter(|_| show.is_none()) {
+        lines = read_lines(path, elsewhere)?;
+        config = assemble(&lines, &typed, elsewhere)?;
     }
+    config.show = show;
+    config.command = if command.is_empty() { lines.command } else { command };
     // A variable may be set for a whole image; what is typed must mean something.
-    if let (None, None, Some(option)) = (config.workers, config.show, useless.next()) {
-        return Err(Error::new(format!("use --{}", option.long), "it needs -n"));
+    if config.workers.is_none() && config.show.is_none() {
+        let of_lines = lines.options.iter().map(|(number, option, _)| (*number, *option));
+        let mut all = typed.iter().map(|(option, _)| (0, *option)).chain(of_lines);
+        if let Some((number, option)) = all.find(|(_, option)| option.needs_workers) {
+            let error = Error::new(format!("use --{}", option.long), "it needs -n");
+            return Err(if number == 0 { error } else { error.within(place(&lines.name, number)) });
+        }
     }
     if config.command.is_empty() && config.show.is_none() {
         return Err(Error::new("start", "no command given; see panzer -h"));
@@ -74,12 +97,43 @@ pub fn parse(
     Ok(config)
 }
 
-/// A variable gives the same value as the option would. Several values are separated by spaces; an empty one is as if
-/// it were not set, since a Dockerfile cannot unset one.
-fn apply_variable(config: &mut Config, option: &Opt, name: &str, value: &OsStr) -> Result<(), Error> {
-    if value.is_empty() {
-        return Ok(());
+/// What is said in the end: by the file first, then by variables, then by what is typed. Of each option only the one that
+/// wins counts, also where it may be given more than once.
+fn assemble(lines: &Lines, typed: &TypedOptions, elsewhere: Elsewhere<'_>) -> Result<Config, Error> {
+    let own_variables = OPTIONS.iter().filter_map(Opt::variable).collect();
+    let mut config = Config { own_variables, ..Config::default() };
+    let is_typed = |option: &Opt| typed.iter().any(|(other, _)| other.long == option.long);
+    // An empty one is as if it were not set, since a Dockerfile cannot unset one.
+    let variable = |option: &Opt| {
+        let name = option.variable().filter(|_| !is_typed(option))?;
+        let value = (elsewhere.variable)(&name).filter(|value| !value.is_empty())?;
+        Some((name, value))
+    };
+    for (number, option, value) in &lines.options {
+        if !is_typed(option) && variable(option).is_none() {
+            set(&mut config, option, value).map_err(|error| error.within(place(&lines.name, *number)))?;
+        }
     }
+    for option in OPTIONS {
+        if let Some((name, value)) = variable(option) {
+            apply_variable(&mut config, option, &format!("{name}="), &value)?;
+        }
+    }
+    for (option, value) in typed {
+        set(&mut config, option, value)?;
+    }
+    Ok(config)
+}
+
+fn set(config: &mut Config, option: &Opt, value: &OsStr) -> Result<(), Error> {
+    if let Takes::Nothing(set) = option.takes {
+        set(config);
+    }
+    option.takes.set(config, value).map_err(|cause| bad_value(&format!("--{}", option.long), value, cause))
+}
+
+/// A variable gives the same value as the option would. Several values are separated by spaces.
+fn apply_variable(config: &mut Config, option: &Opt, name: &str, value: &OsStr) -> Result<(), Error> {
     let refuse = |cause: String| bad_value(name, value, cause);
     match option.takes {
         Takes::Nothing(set) => match value.to_str() {
@@ -97,6 +151,58 @@ fn apply_variable(config: &mut Config, option: &Opt, name: &str, value: &OsStr) 
         }
     }
     Ok(())
+}
+
+/// Reads a file of options: a line is `NAME`, `NAME VALUE` or `NAME=VALUE`, with `--` before it or not; `-- COMMAND ARGUMENT...`
+/// is the command; a comment begins with `#`.
+fn read_lines(path: &Path, elsewhere: Elsewhere<'_>) -> Result<Lines, Error> {
+    let text =
+        (elsewhere.read)(path).map_err(|cause| Error::about("read", &Typed(path.as_os_str()), cause))?;
+    let mut lines = Lines { name: path.display().to_string(), ..Lines::default() };
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim_ascii();
+        let (name, value) = line.split_once([' ', '\t', '=']).unwrap_or((line, ""));
+        if name == "--" {
+            lines.command = value.split_ascii_whitespace().map(OsString::from).collect();
+        } else if !name.is_empty() && !name.starts_with('#') {
+            // `NAME = VALUE` too.
+            let value = value.trim_ascii_start();
+            let value = value.strip_prefix('=').map_or(value, str::trim_ascii_start);
+            let option = option_of_line(name.strip_prefix("--").unwrap_or(name), value)
+                .map_err(|error| error.within(place(&lines.name, number)))?;
+            lines.options.push((number, option, value.into()));
+        }
+    }
+    Ok(lines)
+}
+
+fn option_of_line(name: &str, value: &str) -> Result<&'static Opt, Error> {
+    let option = find(name)?;
+    match option.takes {
+        Takes::Show(_) => Err(not_in_a_file(name)),
+        Takes::Path(..) if name == "config" => Err(not_in_a_file(name)),
+        Takes::Nothing(_) if !value.is_empty() => Err(takes_no_value(&format!("--{name}"), OsStr::new(value))),
+        Takes::One(kind, _) | Takes::Path(kind, _) | Takes::Many(kind, _) if value.is_empty() => {
+            Err(needs_value(option, kind))
+        }
+        Takes::Nothing(_) | Takes::One(..) | Takes::Path(..) | Takes::Many(..) => Ok(option),
+    }
+}
+
+fn not_in_a_file(name: &str) -> Error {
+    Error::new(format!("use --{name}"), "it is for the command line")
+}
+
+fn place(file: &str, number: usize) -> String {
+    format!("use {file} line {number}")
+}
+
+fn find(name: &str) -> Result<&'static Opt, Error> {
+    OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(name))
+}
+
+fn needs_value(option: &Opt, kind: &str) -> Error {
+    Error::new(format!("use --{}", option.long), format!("it needs a value, {kind}"))
 }
 
 fn bad_value(option: &str, value: &OsStr, cause: String) -> Error {
@@ -126,9 +232,13 @@ pub fn unknown(kind: &str, dashes: &str, word: &str, help: &str, known: &[&'stat
 #[must_use]
 pub fn surplus_value(error: &lexopt::Error) -> Error {
     if let lexopt::Error::UnexpectedValue { option, value } = error {
-        return Error::new(format!("use {option}={}", value.display()), "it takes no value");
+        return takes_no_value(option, value);
     }
     Error::new("read the command line", "it holds more than it should")
+}
+
+fn takes_no_value(option: &str, value: &OsStr) -> Error {
+    Error::new(format!("use {option}={}", value.display()), "it takes no value")
 }
 
 #[cfg(test)]
@@ -140,7 +250,26 @@ mod tests {
     fn read_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
         let variable =
             |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
-        parse(arguments.iter().map(OsString::from), variable).map_err(|error| error.to_string())
+        read_all(arguments, &variable, "", None)
+    }
+
+    fn read_all(
+        arguments: &[&str],
+        variable: &dyn Fn(&str) -> Option<OsString>,
+        text: &str,
+        file: Option<&Path>,
+    ) -> Result<Config, String> {
+        let read = |path: &Path| match path.to_str() {
+            Some("/there") => Ok(text.to_owned()),
+            _ => Err("No such file or directory".to_owned()),
+        };
+        let elsewhere = Elsewhere { variable, read: &read, file };
+        parse(arguments.iter().map(OsString::from), elsewhere).map_err(|error| error.to_string())
+    }
+
+    /// With a file that holds this, and no variables.
+    fn read_file(arguments: &[&str], text: &str) -> Result<Config, String> {
+        read_all(&[&["--config", "/there"], arguments].concat(), &|_| None, text, None)
     }
 
     fn read(arguments: &[&str]) -> Result<Config, String> {
@@ -191,6 +320,55 @@ mod tests {
         assert!(read_with(&["x"], &[("PANZER_VERSION", "1.2"), ("PANZER_HELP", "1")]).unwrap().show.is_none());
         let error = read_with(&["x"], &[("PANZER_CHECK", "maybe")]).unwrap_err();
         assert_eq!(error, "cannot use PANZER_CHECK=maybe: write 1 or 0");
+    }
+
+    #[test]
+    fn a_line_of_a_file_is_an_option_or_the_command() {
+        let text = "# a comment\n\n  workers 2\n--listen=80\n\tlisten = unix:///x?mode=660 \non TERM=ignore\r\nquiet\n-- a  b --c";
+        let config = read_file(&[], text).unwrap();
+        assert_eq!((config.workers, config.listen.len(), config.level), (Some(Workers::Count(2)), 2, Level::Warning));
+        assert_eq!((config.on.len(), config.command), (1, ["a", "b", "--c"].map(OsString::from).to_vec()));
+        assert_eq!(read_file(&["x", "y"], text).unwrap().command, ["x", "y"]);
+        let named = read_all(&[], &|_| None, text, Some(Path::new("/there"))).unwrap();
+        assert_eq!(named.workers, Some(Workers::Count(2)));
+    }
+
+    #[test]
+    fn what_is_typed_wins_over_variables_and_they_win_over_a_file() {
+        let text = "workers 2\nlisten 80\nlisten 81\nquiet\nlog-format json\n-- a";
+        let variable = |name: &str| match name {
+            "PANZER_LISTEN" => Some(OsString::from("90")),
+            "PANZER_CONFIG" => Some(OsString::from("/there")),
+            "PANZER_LOG_FORMAT" => Some(OsString::new()),
+            _ => None,
+        };
+        let config = read_all(&["-v", "-n", "3"], &variable, text, Some(Path::new("/other"))).unwrap();
+        assert_eq!((config.workers, config.listen.len(), config.level), (Some(Workers::Count(3)), 1, Level::Debug));
+        assert_eq!(config.log_format, LogFormat::Json);
+        assert_eq!(read_all(&["-l1", "-l2", "-l3"], &variable, text, None).unwrap().listen.len(), 3);
+        // A word that only prints does not depend on any file.
+        assert_eq!(read_all(&["--config", "/gone", "-V"], &|_| None, "", None).unwrap().show, Some(Show::Version));
+    }
+
+    #[test]
+    fn a_refusal_of_a_line_names_file_and_line() {
+        for (text, line) in [
+            ("\n\n--worker 2", "line 3: --worker: unknown option; did you mean --workers?"),
+            ("workers 0", "line 1: --workers 0: \"0\" is not a whole number from 1 to 10000, nor \"auto\""),
+            ("quiet 1", "line 1: --quiet=1: it takes no value"),
+            ("#\nlisten", "line 2: --listen: it needs a value, [NAME=]ADDR"),
+            ("config /there", "line 1: --config: it is for the command line"),
+            ("version", "line 1: --version: it is for the command line"),
+            ("- x", "line 1: ---: unknown option; see panzer -h"),
+            ("linger 1s\nrestart never\n-- x", "line 2: --restart: it needs -n"),
+        ] {
+            assert_eq!(read_file(&["x"], text).unwrap_err(), format!("cannot use /there {line}"), "{text}");
+        }
+        for arguments in [&["--config", "/gone"][..], &["--config=/gone", "x"]] {
+            let error = read_all(arguments, &|_| None, "", None).unwrap_err();
+            assert_eq!(error, "cannot read /gone: No such file or directory");
+        }
+        assert_eq!(read_file(&[], "quiet").unwrap_err(), "cannot start: no command given; see panzer -h");
     }
 
     #[test]

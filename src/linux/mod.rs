@@ -12,6 +12,7 @@
 //! - `ports`: what workers bind by themselves
 //! - `listen`, `address`, `socket_options`, `own_path`, `files`, `clock`, `users`, `env_dir`, `cpus`, `terminal`, `peer`: what their
 //!   names say
+//! - `machine`: what a machine's init does beside the rest
 //! - `log`: the lines on stderr
 //! - `sys`: the calls that need `unsafe`
 
@@ -33,6 +34,7 @@ mod idle;
 mod json;
 mod listen;
 mod log;
+mod machine;
 mod metrics;
 mod observers;
 mod own_path;
@@ -77,11 +79,21 @@ pub fn print(text: &str) -> Result<(), rustix::io::Errno> {
     files::write(rustix::stdio::stdout(), text.as_bytes())
 }
 
+/// The text of a file of options.
+///
+/// # Errors
+/// Why it cannot be had.
+pub fn read_options(path: &std::path::Path) -> Result<String, String> {
+    let bytes = files::read(path).map_err(words)?;
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
+}
+
 pub use check::check;
 pub use clock::Instant;
 pub use event_loop::Running;
 pub use files::read as read_file;
 pub use log::Log;
+pub use machine::Machine;
 pub use peer::{Peer, is_own_user, limit_waiting, peer_of};
 pub use prepare::prepare;
 pub use signal_source::SignalSource;
