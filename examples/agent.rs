@@ -103,4 +103,3 @@ fn answer(line: &str) -> Result<String, Box<dyn Error>> {
         _ => return Err(format!("what is \"{line}\"?").into()),
     })
 }
-

@@ -49,11 +49,11 @@ impl Error {
         Self { status, ..self }
     }
 
-    /// The same refusal, of what stands at a `place`: `cannot use PLACE: WHAT: CAUSE`.
+    /// The same refusal, of what stands in a file: `cannot use FILE line LINE: WHAT: CAUSE`.
     #[must_use]
-    pub fn within(self, place: String) -> Self {
+    pub fn within(self, file: &dyn fmt::Display, line: usize) -> Self {
         let what = self.action.strip_prefix("use ").unwrap_or(&self.action);
-        Self { cause: format!("{what}: {}", self.cause), action: place, ..self }
+        Self { cause: format!("{what}: {}", self.cause), action: format!("use {file} line {line}"), ..self }
     }
 
     /// What panzer exits with for it.

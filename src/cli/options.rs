@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values::{self, Read};
-use crate::config::{Address, Balance, Config, ControlSocket, LogFormat, MOST_WORKERS, OnExit, SharePorts, Show, Workers};
+use crate::config::{
+    Address, Balance, Config, ControlSocket, LogFormat, MOST_WORKERS, OnExit, SharePorts, Show, Workers,
+};
 use crate::signals::Signal;
 use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
@@ -552,7 +554,7 @@ pub static OPTIONS: &[Opt] = &[
             Ok(())
         }),
         needs_workers: false,
-        summary: "as a machine's init: poweroff, reboot or halt at the end",
+        summary: "what a machine's init ends with; poweroff, reboot or halt",
         default: "poweroff",
     },
     Opt {

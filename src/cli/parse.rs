@@ -24,18 +24,22 @@ pub struct Elsewhere<'a> {
     pub file: Option<&'a Path>,
 }
 
-/// What is typed, in order, with its value.
-type TypedOptions = Vec<(&'static Opt, OsString)>;
+/// An option with its value.
+struct Said {
+    option: &'static Opt,
+    value: OsString,
+    from: From,
+}
 
-/// What a file says.
-#[derive(Default)]
-struct Lines {
-    /// Its path.
-    name: String,
-    /// Each option with the number of its line.
-    options: Vec<(usize, &'static Opt, OsString)>,
-    /// The last command.
-    command: Vec<OsString>,
+/// Where it was said. What comes later wins.
+#[derive(Clone, Copy)]
+enum From {
+    /// In this line of the file.
+    File(usize),
+    /// In a variable.
+    Variable,
+    /// On the command line.
+    Typed,
 }
 
 /// Reads arguments (without the program's name), and what stands elsewhere.
@@ -43,14 +47,13 @@ struct Lines {
 /// # Errors
 /// The first argument, variable or line that is not what it should be, as typed.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>, elsewhere: Elsewhere<'_>) -> Result<Config, Error> {
-    let mut typed = TypedOptions::new();
-    let mut command = Vec::new();
-    let mut show = None;
+    let mut config = Config::default();
+    let mut typed: Vec<Said> = Vec::new();
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next().map_err(|error| surplus_value(&error))? {
         let option = match argument {
             Arg::Short('h') => {
-                show = Some(Show::ShortHelp);
+                config.show = Some(Show::ShortHelp);
                 continue;
             }
             Arg::Short(letter) => OPTIONS
@@ -58,151 +61,165 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, elsewhere: Elsewhere
                 .find(|option| option.short == Some(letter))
                 .ok_or_else(|| Error::new(format!("use -{letter}"), "unknown option; see panzer -h"))?,
             Arg::Long(name) => find(name)?,
-            Arg::Value(first) => {
-                command.push(first);
+            Arg::Value(command) => {
+                config.command.push(command);
                 let rest = parser.raw_args().map_err(|error| surplus_value(&error))?;
-                command.extend(rest);
+                config.command.extend(rest);
                 break;
             }
         };
-        match option.takes {
-            Takes::Nothing(_) => typed.push((option, OsString::new())),
-            Takes::Show(wanted) => show = Some(wanted),
-            Takes::One(name, _) | Takes::Path(name, _) | Takes::Many(name, _) => {
-                let value = parser.value().map_err(|_| needs_value(option, name))?;
-                typed.push((option, value));
+        let value = match option.takes {
+            Takes::Show(show) => {
+                config.show = Some(show);
+                continue;
             }
-        }
+            Takes::Nothing(_) => OsString::from("1"),
+            Takes::One(..) | Takes::Path(..) | Takes::Many(..) => parser.value().map_err(|_| needs_value(option))?,
+        };
+        typed.push(Said { option, value, from: From::Typed });
     }
-    let mut lines = Lines::default();
-    let mut config = assemble(&lines, &typed, elsewhere)?;
-    if let Some(path) = config.file.as_deref().or(elsewhere.file).filter(|_| show.is_none()) {
-        lines = read_lines(path, elsewhere)?;
-        config = assemble(&lines, &typed, elsewhere)?;
-    }
-    config.show = show;
-    config.command = if command.is_empty() { lines.command } else { command };
-    // A variable may be set for a whole image; what is typed must mean something.
-    if config.workers.is_none() && config.show.is_none() {
-        let of_lines = lines.options.iter().map(|(number, option, _)| (*number, *option));
-        let mut all = typed.iter().map(|(option, _)| (0, *option)).chain(of_lines);
-        if let Some((number, option)) = all.find(|(_, option)| option.needs_workers) {
-            let error = Error::new(format!("use --{}", option.long), "it needs -n");
-            return Err(if number == 0 { error } else { error.within(place(&lines.name, number)) });
-        }
-    }
-    if config.command.is_empty() && config.show.is_none() {
-        return Err(Error::new("start", "no command given; see panzer -h"));
-    }
-    Ok(config)
-}
-
-/// What is said in the end: by the file first, then by variables, then by what is typed. Of each option only the one that
-/// wins counts, also where it may be given more than once.
-fn assemble(lines: &Lines, typed: &TypedOptions, elsewhere: Elsewhere<'_>) -> Result<Config, Error> {
-    let own_variables = OPTIONS.iter().filter_map(Opt::variable).collect();
-    let mut config = Config { own_variables, ..Config::default() };
-    let is_typed = |option: &Opt| typed.iter().any(|(other, _)| other.long == option.long);
-    // An empty one is as if it were not set, since a Dockerfile cannot unset one.
-    let variable = |option: &Opt| {
-        let name = option.variable().filter(|_| !is_typed(option))?;
-        let value = (elsewhere.variable)(&name).filter(|value| !value.is_empty())?;
-        Some((name, value))
-    };
-    for (number, option, value) in &lines.options {
-        if !is_typed(option) && variable(option).is_none() {
-            set(&mut config, option, value).map_err(|error| error.within(place(&lines.name, *number)))?;
-        }
-    }
+    let mut variables: Vec<Said> = Vec::new();
     for option in OPTIONS {
-        if let Some((name, value)) = variable(option) {
-            apply_variable(&mut config, option, &format!("{name}="), &value)?;
+        let Some(name) = option.variable() else { continue };
+        // An empty one is as if it were not set, since a Dockerfile cannot unset one.
+        if let Some(value) = (elsewhere.variable)(&name).filter(|value| !value.is_empty()) {
+            variables.push(Said { option, value, from: From::Variable });
+        }
+        config.own_variables.push(name);
+    }
+    let named = typed.iter().rev().chain(&variables).find(|said| said.option.long == "config");
+    let file = named.map(|said| Path::new(&said.value)).or(elsewhere.file).filter(|_| config.show.is_none());
+    let file = file.unwrap_or(Path::new("")).to_owned();
+    let mut all = Vec::new();
+    if !file.as_os_str().is_empty() {
+        let text = (elsewhere.read)(&file).map_err(|cause| Error::about("read", &file.display(), cause))?;
+        all = read_lines(&text, &file, &mut config.command)?;
+    }
+    all.append(&mut variables);
+    all.append(&mut typed);
+    for said in &all {
+        // Of each option only what wins counts, also where it may be given more than once.
+        let loses = |other: &Said| std::ptr::eq(said.option, other.option) && said.from.loses_to(other.from);
+        if !all.iter().any(loses) {
+            said.apply(&mut config).map_err(|error| said.from.name(error, &file))?;
         }
     }
-    for (option, value) in typed {
-        set(&mut config, option, value)?;
+    if config.show.is_none() {
+        // A variable may be set for a whole image; what is typed must mean something.
+        let mut meant = all.iter().filter(|said| !matches!(said.from, From::Variable));
+        if config.workers.is_none()
+            && let Some(said) = meant.find(|said| said.option.needs_workers)
+        {
+            let error = Error::new(format!("use --{}", said.option.long), "it needs -n");
+            return Err(said.from.name(error, &file));
+        }
+        if config.command.is_empty() {
+            return Err(Error::new("start", "no command given; see panzer -h"));
+        }
     }
     Ok(config)
 }
 
-fn set(config: &mut Config, option: &Opt, value: &OsStr) -> Result<(), Error> {
-    if let Takes::Nothing(set) = option.takes {
-        set(config);
+impl From {
+    fn loses_to(self, other: Self) -> bool {
+        matches!((self, other), (Self::File(_), Self::Variable | Self::Typed) | (Self::Variable, Self::Typed))
     }
-    option.takes.set(config, value).map_err(|cause| bad_value(&format!("--{}", option.long), value, cause))
-}
 
-/// A variable gives the same value as the option would. Several values are separated by spaces.
-fn apply_variable(config: &mut Config, option: &Opt, name: &str, value: &OsStr) -> Result<(), Error> {
-    let refuse = |cause: String| bad_value(name, value, cause);
-    match option.takes {
-        Takes::Nothing(set) => match value.to_str() {
-            Some("1" | "true" | "yes" | "on") => set(config),
-            Some("0" | "false" | "no" | "off") => {}
-            _ => return Err(refuse("write 1 or 0".to_owned())),
-        },
-        Takes::Show(_) => {}
-        Takes::One(..) | Takes::Path(..) => option.takes.set(config, value).map_err(refuse)?,
-        Takes::Many(..) => {
-            let list = value.to_str().ok_or_else(|| refuse("it is not UTF-8".to_owned()))?;
-            for part in list.split_ascii_whitespace() {
-                option.takes.set(config, OsStr::new(part)).map_err(refuse)?;
-            }
+    /// An error with its place, where it is not clear from its words.
+    fn name(self, error: Error, file: &Path) -> Error {
+        match self {
+            Self::File(line) => error.within(&file.display(), line),
+            Self::Variable | Self::Typed => error,
         }
     }
-    Ok(())
+}
+
+impl Said {
+    /// A variable gives the same value as the option would; several values are separated by spaces.
+    fn apply(&self, config: &mut Config) -> Result<(), Error> {
+        let Self { option, value, from } = self;
+        let name = match from {
+            From::Variable => option.variable().unwrap_or_default() + "=",
+            From::File(_) | From::Typed => ["--", option.long].concat(),
+        };
+        let refuse = |cause: String| bad_value(&name, value, cause);
+        match (option.takes, from) {
+            (Takes::Nothing(set), _) => match value.to_str() {
+                Some("1" | "true" | "yes" | "on") => set(config),
+                Some("0" | "false" | "no" | "off") => {}
+                _ => return Err(refuse("write 1 or 0".to_owned())),
+            },
+            (Takes::Many(..), From::Variable) => {
+                let list = value.to_str().ok_or_else(|| refuse("it is not UTF-8".to_owned()))?;
+                for part in list.split_ascii_whitespace() {
+                    option.takes.set(config, OsStr::new(part)).map_err(refuse)?;
+                }
+            }
+            _ => option.takes.set(config, value).map_err(refuse)?,
+        }
+        Ok(())
+    }
 }
 
 /// Reads a file of options: a line is `NAME`, `NAME VALUE` or `NAME=VALUE`, with `--` before it or not; `-- COMMAND ARGUMENT...`
-/// is the command; a comment begins with `#`.
-fn read_lines(path: &Path, elsewhere: Elsewhere<'_>) -> Result<Lines, Error> {
-    let text =
-        (elsewhere.read)(path).map_err(|cause| Error::about("read", &Typed(path.as_os_str()), cause))?;
-    let mut lines = Lines { name: path.display().to_string(), ..Lines::default() };
-    for (number, line) in (1..).zip(text.lines()) {
-        let line = line.trim_ascii();
-        let (name, value) = line.split_once([' ', '\t', '=']).unwrap_or((line, ""));
-        if name == "--" {
-            lines.command = value.split_ascii_whitespace().map(OsString::from).collect();
-        } else if !name.is_empty() && !name.starts_with('#') {
-            // `NAME = VALUE` too.
-            let value = value.trim_ascii_start();
-            let value = value.strip_prefix('=').map_or(value, str::trim_ascii_start);
-            let option = option_of_line(name.strip_prefix("--").unwrap_or(name), value)
-                .map_err(|error| error.within(place(&lines.name, number)))?;
-            lines.options.push((number, option, value.into()));
+/// is the command, unless there is one; a comment begins with `#`.
+fn read_lines(text: &str, file: &Path, command: &mut Vec<OsString>) -> Result<Vec<Said>, Error> {
+    let mut all = Vec::new();
+    let is_given = !command.is_empty();
+    let mut rest = text;
+    let mut number = 0;
+    while !rest.is_empty() {
+        let (line, after) = cut(rest, |byte| byte == b'\n');
+        rest = after.get(1..).unwrap_or_default();
+        number += 1;
+        let (name, value) = cut(line.trim_ascii(), |byte| matches!(byte, b' ' | b'\t' | b'='));
+        if name == "--" && is_given || name.is_empty() || name.starts_with('#') {
+            continue;
         }
+        if name == "--" {
+            command.clear();
+            command.extend(value.split_ascii_whitespace().map(OsString::from));
+            continue;
+        }
+        let value = value.trim_ascii_start();
+        let value = value.strip_prefix('=').unwrap_or(value).trim_ascii_start();
+        let from = From::File(number);
+        let said = of_line(name.strip_prefix("--").unwrap_or(name), value, from);
+        all.push(said.map_err(|error| from.name(error, file))?);
     }
-    Ok(lines)
+    Ok(all)
 }
 
-fn option_of_line(name: &str, value: &str) -> Result<&'static Opt, Error> {
+/// What stands before the first of these bytes, and the rest.
+#[inline(never)]
+fn cut(text: &str, ends: fn(u8) -> bool) -> (&str, &str) {
+    let end = text.bytes().position(ends).unwrap_or(text.len());
+    text.split_at_checked(end).unwrap_or((text, ""))
+}
+
+fn of_line(name: &str, value: &str, from: From) -> Result<Said, Error> {
     let option = find(name)?;
-    match option.takes {
-        Takes::Show(_) => Err(not_in_a_file(name)),
-        Takes::Path(..) if name == "config" => Err(not_in_a_file(name)),
-        Takes::Nothing(_) if !value.is_empty() => Err(takes_no_value(&format!("--{name}"), OsStr::new(value))),
-        Takes::One(kind, _) | Takes::Path(kind, _) | Takes::Many(kind, _) if value.is_empty() => {
-            Err(needs_value(option, kind))
-        }
-        Takes::Nothing(_) | Takes::One(..) | Takes::Path(..) | Takes::Many(..) => Ok(option),
-    }
+    let value = match option.takes {
+        Takes::Nothing(_) if value.is_empty() => "1",
+        Takes::One(..) | Takes::Path(..) | Takes::Many(..) if value.is_empty() => return Err(needs_value(option)),
+        Takes::Show(_) => return Err(not_in_a_file(name)),
+        Takes::Path(..) if name == "config" => return Err(not_in_a_file(name)),
+        Takes::Nothing(_) | Takes::One(..) | Takes::Path(..) | Takes::Many(..) => value,
+    };
+    Ok(Said { option, value: value.into(), from })
 }
 
 fn not_in_a_file(name: &str) -> Error {
     Error::new(format!("use --{name}"), "it is for the command line")
 }
 
-fn place(file: &str, number: usize) -> String {
-    format!("use {file} line {number}")
-}
-
 fn find(name: &str) -> Result<&'static Opt, Error> {
     OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(name))
 }
 
-fn needs_value(option: &Opt, kind: &str) -> Error {
-    Error::new(format!("use --{}", option.long), format!("it needs a value, {kind}"))
+fn needs_value(option: &Opt) -> Error {
+    let name = option.takes.value_name().unwrap_or_default();
+    Error::new(format!("use --{}", option.long), format!("it needs a value, {name}"))
 }
 
 fn bad_value(option: &str, value: &OsStr, cause: String) -> Error {
@@ -232,13 +249,9 @@ pub fn unknown(kind: &str, dashes: &str, word: &str, help: &str, known: &[&'stat
 #[must_use]
 pub fn surplus_value(error: &lexopt::Error) -> Error {
     if let lexopt::Error::UnexpectedValue { option, value } = error {
-        return takes_no_value(option, value);
+        return Error::new(format!("use {option}={}", value.display()), "it takes no value");
     }
     Error::new("read the command line", "it holds more than it should")
-}
-
-fn takes_no_value(option: &str, value: &OsStr) -> Error {
-    Error::new(format!("use {option}={}", value.display()), "it takes no value")
 }
 
 #[cfg(test)]
@@ -355,7 +368,7 @@ mod tests {
         for (text, line) in [
             ("\n\n--worker 2", "line 3: --worker: unknown option; did you mean --workers?"),
             ("workers 0", "line 1: --workers 0: \"0\" is not a whole number from 1 to 10000, nor \"auto\""),
-            ("quiet 1", "line 1: --quiet=1: it takes no value"),
+            ("quiet maybe", "line 1: --quiet maybe: write 1 or 0"),
             ("#\nlisten", "line 2: --listen: it needs a value, [NAME=]ADDR"),
             ("config /there", "line 1: --config: it is for the command line"),
             ("version", "line 1: --version: it is for the command line"),

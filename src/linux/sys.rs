@@ -208,20 +208,14 @@ pub(super) fn was_closed(number: RawFd) -> bool {
 /// What `reboot(2)` is asked for where panzer crashes as a machine's init.
 static AFTER_CRASH: AtomicI32 = AtomicI32::new(libc::LINUX_REBOOT_CMD_POWER_OFF);
 
-/// Where the handler of a crash runs, since the stack may be what is full.
-static mut CRASH_STACK: [u8; 16384] = [0; 16384];
-
 /// Has a crash of panzer end the machine by `command`. The kernel ends a process at once that faults while the signal
 /// for it is held, so these are not held any longer.
 pub(super) fn end_machine_on_crash(command: rustix::system::RebootCommand) {
     AFTER_CRASH.store(command as i32, Ordering::Relaxed);
-    let space = libc::stack_t { ss_sp: (&raw mut CRASH_STACK).cast(), ss_flags: 0, ss_size: size_of::<[u8; 16384]>() };
-    // SAFETY: nothing else uses this memory, which stays for as long as the process.
-    unsafe { libc::sigaltstack(&raw const space, std::ptr::null_mut()) };
     // SAFETY: a sigaction of zeros is a valid value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = crashed as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    action.sa_flags = libc::SA_SIGINFO;
     let mut mask = u64::MAX;
     for signal in [libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV] {
         // SAFETY: the handler is async-signal-safe and has the signature that SA_SIGINFO asks for.

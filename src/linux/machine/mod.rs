@@ -6,9 +6,10 @@
 mod mounts;
 mod power;
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::ffi::{CStr, CString, OsStr};
+use std::fmt::Display;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::Access;
@@ -30,10 +31,10 @@ use crate::supervisor::stop::Schedule;
 pub(super) use power::PowerButton;
 
 /// The PID namespace that a machine begins with (`PROC_PID_INIT_INO` in the kernel's `proc_ns.h`).
-const FIRST_NAMESPACE: &str = "pid:[4026531836]";
+const FIRST_NAMESPACE: &CStr = c"pid:[4026531836]";
 
 /// Where options stand without `--config`.
-const FILE: &str = "/etc/panzer.conf";
+const FILE: &CStr = c"/etc/panzer.conf";
 
 /// How often, and after which pause each time, it is looked whether all that was killed is gone.
 const LOOKS: u32 = 200;
@@ -56,32 +57,24 @@ impl Machine {
             return None;
         }
         sys::end_machine_on_crash(RebootCommand::PowerOff);
-        let mut failed = |what: &str, error: Errno| {
-            log.say(Level::Warning, "machine", &Error::new(what, words(error)).to_string());
-        };
-        mounts::mount_missing(&mut failed);
-        if let Err(error) = sys::bring_loopback_up() {
-            failed("bring lo up", error);
-        }
+        let mut check = |action: &str, object: &str, done: Result<(), Errno>| complain(log, action, &object, done);
+        mounts::mount_missing(&mut check);
+        check("bring up", "lo", sys::bring_loopback_up());
         let name = files::read_text(Path::new("/etc/hostname")).unwrap_or_default();
         let name = name.trim_ascii();
-        if !name.is_empty()
-            && let Err(error) = rustix::system::sethostname(name.as_bytes())
-        {
-            failed("set the hostname", error);
+        if !name.is_empty() {
+            check("set hostname", name, rustix::system::sethostname(name.as_bytes()));
         }
         // From now on the kernel sends INT to panzer instead of ending the machine at once.
-        if let Err(error) = rustix::system::reboot(RebootCommand::CadOff) {
-            failed("take Ctrl-Alt-Del", error);
-        }
+        check("take", "Ctrl-Alt-Del", rustix::system::reboot(RebootCommand::CadOff));
         let _ = setrlimit(Resource::Nofile, DESCRIPTORS);
-        Some(Self { has_file: files::access(Path::new(FILE), Access::EXISTS).is_ok(), on_exit: OnExit::PowerOff })
+        Some(Self { has_file: rustix::fs::access(FILE, Access::EXISTS).is_ok(), on_exit: OnExit::PowerOff })
     }
 
     /// The machine's own file of options.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
-        self.has_file.then_some(Path::new(FILE))
+        self.has_file.then_some(Path::new(OsStr::from_bytes(FILE.to_bytes())))
     }
 
     /// Does what was asked for the machine. Where there is one child it gets the console as its terminal, and a stop that ends in
@@ -121,30 +114,31 @@ impl Machine {
             }
         }
         rustix::fs::sync();
-        mounts::unmount_all(&mut |place, error| {
-            let error = Error::about("unmount", &place.display(), words(error));
-            log.say(Level::Error, "machine", &error.to_string());
-        });
-        if let Err(error) = rustix::system::reboot(self.command()) {
-            log.say(Level::Error, "machine", &Error::new("end the machine", words(error)).to_string());
-        }
+        mounts::unmount_all(&mut |place, error| complain(log, "unmount", &place.display(), Err(error)));
+        complain(log, "end", &"the machine", rustix::system::reboot(self.command()));
     }
 }
 
 /// Whether panzer is in the PID namespace that the machine began with. Where there is no `/proc` one is made that nobody
 /// sees, and that is gone again when it was looked at: a container is not to be changed.
 fn is_machine() -> bool {
-    let mut name = files::read_link(Path::new("/proc/self/ns/pid"));
+    let mut name = rustix::fs::readlink(c"/proc/self/ns/pid", Vec::new());
     if let Err(Errno::NOENT) = name {
         name = look_unseen();
     }
-    name.is_ok_and(|name| name == Path::new(FIRST_NAMESPACE))
+    name.is_ok_and(|name| name.as_c_str() == FIRST_NAMESPACE)
 }
 
-fn look_unseen() -> Result<PathBuf, Errno> {
+#[inline(never)]
+fn complain(log: &mut Log, action: &str, object: &dyn Display, done: Result<(), Errno>) {
+    if let Err(error) = done {
+        log.say(Level::Warning, "machine", &Error::about(action, object, words(error)).to_string());
+    }
+}
+
+fn look_unseen() -> Result<CString, Errno> {
     let context = rustix::mount::fsopen(c"proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&context)?;
     let unseen = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    let name = rustix::fs::readlinkat(unseen, c"self/ns/pid", Vec::new())?;
-    Ok(PathBuf::from(OsString::from_vec(name.into_bytes())))
+    rustix::fs::readlinkat(unseen, c"self/ns/pid", Vec::new())
 }

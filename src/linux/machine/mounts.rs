@@ -1,11 +1,11 @@
 //! The file systems that every program expects, the descriptors 0 to 2, and the end of all mounts. Must never mount over
 //! what is there.
 
-use std::ffi::{CStr, CString, OsString};
+use std::ffi::{CStr, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
@@ -38,17 +38,18 @@ static LINKS: [(&CStr, &CStr); 4] = [
     (c"/dev/stderr", c"/proc/self/fd/2"),
 ];
 
-/// Mounts what is missing; tells what cannot be.
-pub(super) fn mount_missing(failed: &mut dyn FnMut(&str, Errno)) {
+/// Takes what was to be done, to what, and whether it was.
+pub(super) type Check<'a> = &'a mut dyn FnMut(&str, &str, Result<(), Errno>);
+
+/// Mounts what is missing.
+pub(super) fn mount_missing(check: Check<'_>) {
     for Row(place, kind, flags, options) in &ROWS {
         let mounted = mount_one(place, kind, *flags, options);
         // After the first one, so that whatever is said can be seen.
         if *place == c"/dev" {
             open_console();
         }
-        if let Err(error) = mounted {
-            failed(&format!("mount {}", place.to_str().unwrap_or_default()), error);
-        }
+        check("mount", place.to_str().unwrap_or_default(), mounted);
     }
     for (link, target) in LINKS {
         let _ = rustix::fs::symlink(target, link);
@@ -58,11 +59,9 @@ pub(super) fn mount_missing(failed: &mut dyn FnMut(&str, Errno)) {
 fn mount_one(place: &CStr, kind: &CStr, flags: MountFlags, options: &CStr) -> Result<(), Errno> {
     // What is there already is as good; a root that cannot be written to says so below.
     let _ = rustix::fs::mkdir(place, Mode::from_raw_mode(0o755));
-    let found = rustix::fs::stat(place)?;
-    let mut parent = place.to_bytes().to_vec();
-    parent.extend(b"/..");
-    let parent = rustix::fs::stat(&*CString::new(parent).map_err(|_| Errno::INVAL)?)?;
-    if found.st_dev != parent.st_dev {
+    let directory = rustix::fs::open(place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let parent = rustix::fs::statat(&directory, c"..", AtFlags::empty())?;
+    if rustix::fs::fstat(&directory)?.st_dev != parent.st_dev {
         return Ok(());
     }
     mount(kind, place, kind, flags, Some(options))
@@ -127,7 +126,9 @@ mod tests {
 
     #[test]
     fn a_path_of_the_list_of_mounts_is_read_as_it_is() {
-        for (text, path) in [("/a", "/a"), ("/a\\040b\\134", "/a b\\"), ("/\\303\\251", "/é"), ("/\\04", "/\\04"), ("", "")] {
+        for (text, path) in
+            [("/a", "/a"), ("/a\\040b\\134", "/a b\\"), ("/\\303\\251", "/é"), ("/\\04", "/\\04"), ("", "")]
+        {
             assert_eq!(unescaped(text.as_bytes()), PathBuf::from(path));
         }
     }

@@ -9,9 +9,6 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use super::super::log::Log;
 use super::super::sys::Pid;
-use crate::error::Error;
-use crate::linux::words;
-use crate::supervisor::report::Level;
 
 /// Asks for the family `acpi_event`: `nlmsghdr`, `genlmsghdr`, one attribute (`linux/netlink.h`, `linux/genetlink.h`).
 /// Lengths and types are 16 bits in the machine's order, which is little-endian on all that panzer is built for.
@@ -42,8 +39,7 @@ impl PowerButton {
             Ok(socket) => Some(Self(socket)),
             Err(Errno::NOENT | Errno::PROTONOSUPPORT) => None,
             Err(error) => {
-                let error = Error::new("watch the power button", words(error));
-                log.say(Level::Warning, "machine", &error.to_string());
+                super::complain(log, "watch", &"the power button", Err(error));
                 None
             }
         }
