@@ -12,6 +12,9 @@
 //! - `terminal`: the controlling terminal, the foreground group and its own group, as numbers
 //! - `limit PID RESOURCE BYTES`: `prlimit(2)` of `as`
 //! - `break PID`: puts an instruction that there is not where the process will go on
+//! - `mount TYPE PLACE`, `become PROGRAM ARGUMENT...`: for what comes before panzer
+//! - `spawn PROGRAM ARGUMENT...`: a process that nobody waits for
+//! - `deaf`: sleeps for good, and does not heed TERM
 //! - `exit STATUS`: ends the worker
 
 #![allow(clippy::indexing_slicing, reason = "it is a part of tests")]
@@ -22,6 +25,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::{env, fs, process};
 
@@ -99,7 +103,27 @@ fn answer(line: &str) -> Result<String, Box<dyn Error>> {
             memory.write_all_at(&[0x0f, 0x0b], u64::from_str_radix(place, 16)?)?;
             "broken\n".to_owned()
         }
+        ["mount", kind, place] => {
+            fs::create_dir_all(place)?;
+            rustix::mount::mount(*kind, *place, *kind, rustix::mount::MountFlags::empty(), None)?;
+            "mounted\n".to_owned()
+        }
+        ["become", program, arguments @ ..] => return Err(Command::new(program).args(arguments).exec().into()),
+        ["spawn", program, arguments @ ..] => format!("{}\n", Command::new(program).args(arguments).spawn()?.id()),
+        ["deaf"] => {
+            ignore_term();
+            println!("deaf");
+            loop {
+                std::thread::park();
+            }
+        }
         ["exit", status] => process::exit(status.parse()?),
         _ => return Err(format!("what is \"{line}\"?").into()),
     })
+}
+
+#[allow(unsafe_code, reason = "there is no safe way to it")]
+fn ignore_term() {
+    // SAFETY: SIG_IGN is no function, so no code runs in a handler.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
 }

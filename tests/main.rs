@@ -18,6 +18,7 @@ mod fuzz;
 mod init_mode;
 mod listeners;
 mod losses;
+mod machine;
 mod metrics;
 mod metrics_attacks;
 mod orphans;

@@ -41,10 +41,16 @@ impl Takes {
         }
     }
 
-    /// Does what it does with a value; what takes none has none.
+    /// Does what it does with a value; what takes none has a word for yes.
+    #[inline(never)]
     pub(super) fn set(self, config: &mut Config, value: &OsStr) -> Read<()> {
         match self {
-            Self::Nothing(_) | Self::Show(_) => Ok(()),
+            Self::Show(_) => Ok(()),
+            Self::Nothing(set) if matches!(value.to_str(), Some("1" | "true" | "yes" | "on")) => {
+                set(config);
+                Ok(())
+            }
+            Self::Nothing(_) => Err("write 1 or 0".to_owned()),
             Self::Path(_, set) => set(config, value),
             Self::One(_, set) | Self::Many(_, set) => set(config, value.to_str().ok_or("it is not UTF-8")?),
         }

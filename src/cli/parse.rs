@@ -140,24 +140,18 @@ impl Said {
         let Self { option, value, from } = self;
         let name = match from {
             From::Variable => option.variable().unwrap_or_default() + "=",
-            From::File(_) | From::Typed => ["--", option.long].concat(),
+            From::File(_) | From::Typed => "--".to_owned() + option.long,
         };
         let refuse = |cause: String| bad_value(&name, value, cause);
-        match (option.takes, from) {
-            (Takes::Nothing(set), _) => match value.to_str() {
-                Some("1" | "true" | "yes" | "on") => set(config),
-                Some("0" | "false" | "no" | "off") => {}
-                _ => return Err(refuse("write 1 or 0".to_owned())),
-            },
-            (Takes::Many(..), From::Variable) => {
-                let list = value.to_str().ok_or_else(|| refuse("it is not UTF-8".to_owned()))?;
-                for part in list.split_ascii_whitespace() {
-                    option.takes.set(config, OsStr::new(part)).map_err(refuse)?;
-                }
-            }
-            _ => option.takes.set(config, value).map_err(refuse)?,
+        let is_list = matches!((option.takes, from), (Takes::Many(..), From::Variable));
+        if let (Takes::Nothing(_), Some("0" | "false" | "no" | "off")) = (option.takes, value.to_str()) {
+            return Ok(());
         }
-        Ok(())
+        if !is_list {
+            return option.takes.set(config, value).map_err(refuse);
+        }
+        let list = value.to_str().ok_or_else(|| refuse("it is not UTF-8".to_owned()))?;
+        list.split_ascii_whitespace().try_for_each(|part| option.takes.set(config, OsStr::new(part)).map_err(refuse))
     }
 }
 
