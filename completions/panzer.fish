@@ -34,6 +34,8 @@ complete -c panzer -l control -r -d 'where panzer ctl finds panzer; a path besid
 complete -c panzer -l metrics -r -d 'serve /metrics (Prometheus), /livez and /readyz at ADDR; as for --listen'
 complete -c panzer -l pid-file -r -d 'write panzer\'s pid to PATH; refuse to start where another panzer has it'
 complete -c panzer -l status-file -r -d 'write GENERATION:PID of each worker; to PATH, a line each'
+complete -c panzer -l config -r -d 'read more options from FILE; one a line, and the command as -- COMMAND; what is given here or as a variable wins'
+complete -c panzer -l on-exit -r -d 'what a machine\'s init ends with; poweroff, reboot or halt'
 complete -c panzer -s q -l quiet -d 'print warnings and errors only'
 complete -c panzer -s v -l verbose -d 'print every start, end and signal'
 complete -c panzer -l log-format -r -d 'print lines on stderr as text or as json objects'

@@ -119,6 +119,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// How a machine ends whose init panzer is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnExit {
+    /// It is switched off.
+    PowerOff,
+    /// It starts anew.
+    Reboot,
+    /// It stands still and stays on.
+    Halt,
+}
+
 /// What to print instead of running anything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Show {
@@ -175,6 +186,10 @@ pub struct Config {
     pub level: Level,
     /// How they look.
     pub log_format: LogFormat,
+    /// What becomes of the machine at the end.
+    pub on_exit: OnExit,
+    /// Where more options stand.
+    pub file: Option<PathBuf>,
     /// Check and say what would run.
     pub check: bool,
     /// Print this instead.
@@ -209,6 +224,8 @@ impl Default for Config {
             status_file: None,
             level: Level::Info,
             log_format: LogFormat::Text,
+            on_exit: OnExit::PowerOff,
+            file: None,
             check: false,
             show: None,
             command: Vec::new(),

@@ -59,6 +59,15 @@ impl Error {
         self
     }
 
+    /// The same refusal, of what stands in a file: `cannot use FILE line LINE: WHAT: CAUSE`.
+    #[must_use]
+    pub fn within(mut self, file: &dyn fmt::Display, line: usize) -> Self {
+        let Refusal { action, cause, .. } = &mut *self.0;
+        *cause = format!("{}: {cause}", action.strip_prefix("use ").unwrap_or(action));
+        *action = format!("use {file} line {line}");
+        self
+    }
+
     /// What panzer exits with for it.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -6,9 +6,10 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
-use panzer::cli;
 use panzer::cli::options::{OPTIONS, Takes};
+use panzer::cli::{self, Elsewhere};
 use panzer::records::{self, Value};
 use panzer::supervisor::commands;
 use panzer::supervisor::notice::{self, Notice};
@@ -228,7 +229,13 @@ fn the_command_line_gives_a_configuration_or_a_refusal_of_one_line() {
             })
             .collect();
         let variable = |name: &str| set.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
-        match cli::parse(words.clone(), variable) {
+        // A file of lines made of the same words.
+        let pieces: Vec<String> =
+            (0..random.below(6)).map(|_| word(&mut random).to_string_lossy().into_owned()).collect();
+        let text = pieces.join(["\n", " ", "=", "\n-- "][pick(&mut random, 4)]);
+        let read = |_: &Path| Ok(text.clone());
+        let file = (random.below(2) == 0).then_some(Path::new("/etc/panzer.conf"));
+        match cli::parse(words.clone(), Elsewhere { variable: &variable, read: &read, file }) {
             Ok(config) => {
                 taken += 1;
                 assert!(config.show.is_some() || !config.command.is_empty(), "{words:?} {set:?}");

@@ -20,6 +20,7 @@ mod init_mode;
 mod kubernetes;
 mod listeners;
 mod losses;
+mod machine;
 mod metrics;
 mod metrics_attacks;
 mod orphans;

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::init_mode::{forwardable, forwarded_as, record, wait_recorded, wait_state};
-use crate::support::panzer::{Panzer, Running};
+use crate::support::panzer::{Panzer, Running, binary};
 use crate::support::report::Report;
 use crate::support::scratch::Scratch;
 use crate::support::{example, process, wait_for, wait_until};
@@ -52,6 +52,35 @@ fn a_refusal_is_125_and_a_missing_command_127() {
         assert_eq!(output.status.code(), Some(status), "{output:?}");
         assert!(output.stderr.starts_with("panzer: cannot "), "{output:?}");
     }
+}
+
+#[test]
+fn in_a_container_nothing_is_mounted_or_set_and_nothing_ends_but_panzer() {
+    // What panzer could change as a machine's init, before it and in its child.
+    let look = "cat /proc/self/mountinfo /proc/sys/kernel/hostname /proc/sys/kernel/ctrl-alt-del; ulimit -Hn; \
+                cat /proc/net/dev_mcast; readlink /proc/self/fd/0 /proc/self/fd/2; ls /dev";
+    let script = format!(r#"{look}; echo --; exec "$0" --on-exit reboot -- sh -c '{look}; exit 3'"#);
+    let Some(words) = unshare() else { return };
+    let mut shell = Command::new(words[0]);
+    shell.args(&words[1..]).args(["--uts", "--net", "sh", "-c", &script]).arg(binary());
+    let output = shell.stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (before, inside) = text.split_once("--\n").expect("both have looked");
+    assert!(before.contains(" /proc ") && before == inside, "{text}");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(3), ""));
+}
+
+#[test]
+fn in_a_container_without_proc_none_is_mounted() {
+    if unshare().is_none_or(|words| words.contains(&"--user")) {
+        return eprintln!("left out: /proc is taken away by root alone");
+    }
+    let script = r#"umount -l /proc && exec "$0" -- sh -c 'echo /proc/*; exit 4'"#;
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script]).arg(binary());
+    let output = shell.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "/proc/*\n", "{output:?}");
 }
 
 #[test]

@@ -2,10 +2,9 @@
 //!
 //! Must never look at the system: whether a user or a directory exists is found out in `linux`.
 
-mod arguments;
 pub mod help;
 pub mod options;
 mod parse;
 mod values;
 
-pub use parse::{parse, unknown};
+pub use parse::{Elsewhere, parse, unknown};

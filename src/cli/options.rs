@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::values::{self, Read};
-use crate::config::{Address, Balance, Config, ControlSocket, LogFormat, MOST_WORKERS, SharePorts, Show, Workers};
+use crate::config::{
+    Address, Balance, Config, ControlSocket, LogFormat, MOST_WORKERS, OnExit, SharePorts, Show, Workers,
+};
 use crate::signals::Signal;
 use crate::supervisor::actions::Action;
 use crate::supervisor::report::Level;
@@ -39,10 +41,16 @@ impl Takes {
         }
     }
 
-    /// Does what it does with a value; what takes none has none.
+    /// Does what it does with a value; what takes none has a word for yes.
+    #[inline(never)]
     pub(super) fn set(self, config: &mut Config, value: &OsStr) -> Read<()> {
         match self {
-            Self::Nothing(_) | Self::Show(_) => Ok(()),
+            Self::Show(_) => Ok(()),
+            Self::Nothing(set) if matches!(value.to_str(), Some("1" | "true" | "yes" | "on")) => {
+                set(config);
+                Ok(())
+            }
+            Self::Nothing(_) => Err("write 1 or 0".to_owned()),
             Self::Path(_, set) => set(config, value),
             Self::One(_, set) | Self::Many(_, set) => set(config, value.to_str().ok_or("it is not UTF-8")?),
         }
@@ -537,6 +545,35 @@ pub static OPTIONS: &[Opt] = &[
         needs_workers: true,
         summary: "write GENERATION:PID of each worker; to PATH, a line each",
         default: "",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "config",
+        takes: Takes::Path("FILE", |config, value| {
+            config.file = Some(path(value)?);
+            Ok(())
+        }),
+        needs_workers: false,
+        summary: "read more options from FILE; one a line, and the command as -- COMMAND; what is given here or as a variable wins",
+        default: "none (as a machine's init: /etc/panzer.conf)",
+    },
+    Opt {
+        group: OPERATION,
+        short: None,
+        long: "on-exit",
+        takes: Takes::One("ACTION", |config, value| {
+            config.on_exit = match value {
+                "poweroff" => OnExit::PowerOff,
+                "reboot" => OnExit::Reboot,
+                "halt" => OnExit::Halt,
+                other => return Err(format!("\"{other}\" is none of poweroff, reboot and halt")),
+            };
+            Ok(())
+        }),
+        needs_workers: false,
+        summary: "what a machine's init ends with; poweroff, reboot or halt",
+        default: "poweroff",
     },
     Opt {
         group: OPERATION,

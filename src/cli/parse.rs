@@ -1,9 +1,11 @@
-//! Reads the command line and the `PANZER_*` variables by the option table. The command line wins. Must never know an
-//! option by name but `-h`.
+//! Reads the command line, the `PANZER_*` variables and the file of `--config` by the option table. The command line wins,
+//! then the variables. Must never know an option by name but `-h` and `--config`.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
-use super::arguments::{Argument, Arguments};
+use lexopt::Arg;
+
 use super::options::{OPTIONS, Opt, Takes};
 use crate::config::{Config, Show};
 use crate::error::{Error, Typed};
@@ -11,92 +13,207 @@ use crate::error::{Error, Typed};
 /// An option is worth naming where no more than one letter in so many is wrong.
 const LETTERS_PER_MISTAKE: usize = 3;
 
-/// Reads arguments (without the program's name) and variables.
+/// Where else options may stand.
+#[derive(Clone, Copy)]
+pub struct Elsewhere<'a> {
+    /// A variable's value.
+    pub variable: &'a dyn Fn(&str) -> Option<OsString>,
+    /// A file's text, or why there is none.
+    pub read: &'a dyn Fn(&Path) -> Result<String, String>,
+    /// The file where none is named.
+    pub file: Option<&'a Path>,
+}
+
+/// An option with its value.
+struct Said {
+    option: &'static Opt,
+    value: OsString,
+    from: From,
+}
+
+/// Where it was said. What comes later wins.
+#[derive(Clone, Copy)]
+enum From {
+    /// In this line of the file.
+    File(usize),
+    /// In a variable.
+    Variable,
+    /// On the command line.
+    Typed,
+}
+
+/// Reads arguments (without the program's name), and what stands elsewhere.
 ///
 /// # Errors
-/// The first argument or variable that is not what it should be, as typed.
-pub fn parse(
-    arguments: impl IntoIterator<Item = OsString>,
-    variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<Config, Error> {
-    let own_variables = OPTIONS.iter().filter_map(Opt::variable).collect();
-    let mut config = Config { own_variables, ..Config::default() };
-    let mut given = Vec::new();
-    let mut arguments = Arguments::new(arguments.into_iter().collect());
-    while let Some(argument) = arguments.next()? {
+/// The first argument, variable or line that is not what it should be, as typed.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>, elsewhere: Elsewhere<'_>) -> Result<Config, Error> {
+    let mut config = Config::default();
+    let mut typed: Vec<Said> = Vec::new();
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next().map_err(|error| surplus_value(&error))? {
         let option = match argument {
-            Argument::Short('h') => {
+            Arg::Short('h') => {
                 config.show = Some(Show::ShortHelp);
                 continue;
             }
-            Argument::Short(letter) => OPTIONS
+            Arg::Short(letter) => OPTIONS
                 .iter()
                 .find(|option| option.short == Some(letter))
                 .ok_or_else(|| Error::new(format!("use -{letter}"), "unknown option; see panzer -h"))?,
-            Argument::Long(name) => {
-                OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(&name))?
-            }
-            Argument::Command(command) => {
+            Arg::Long(name) => find(name)?,
+            Arg::Value(command) => {
                 config.command.push(command);
-                config.command.extend(arguments.rest());
+                let rest = parser.raw_args().map_err(|error| surplus_value(&error))?;
+                config.command.extend(rest);
                 break;
             }
         };
-        given.push(option.long);
-        match option.takes {
-            Takes::Nothing(set) => set(&mut config),
-            Takes::Show(show) => config.show = Some(show),
-            Takes::One(name, _) | Takes::Path(name, _) | Takes::Many(name, _) => {
-                let value = arguments
-                    .value()
-                    .ok_or_else(|| Error::new(format!("use --{}", option.long), format!("it needs a value, {name}")))?;
-                option
-                    .takes
-                    .set(&mut config, &value)
-                    .map_err(|cause| bad_value(&format!("--{}", option.long), &value, cause))?;
+        let value = match option.takes {
+            Takes::Show(show) => {
+                config.show = Some(show);
+                continue;
             }
-        }
+            Takes::Nothing(_) => OsString::from("1"),
+            Takes::One(..) | Takes::Path(..) | Takes::Many(..) => parser.value().map_err(|_| needs_value(option))?,
+        };
+        typed.push(Said { option, value, from: From::Typed });
     }
-    let mut useless = OPTIONS.iter().filter(|option| option.needs_workers && given.contains(&option.long));
-    for option in OPTIONS.iter().filter(|option| !given.contains(&option.long)) {
+    let mut variables: Vec<Said> = Vec::new();
+    for option in OPTIONS {
         let Some(name) = option.variable() else { continue };
-        if let Some(value) = variable(&name) {
-            apply_variable(&mut config, option, &format!("{name}="), &value)?;
+        // An empty one is as if it were not set, since a Dockerfile cannot unset one.
+        if let Some(value) = (elsewhere.variable)(&name).filter(|value| !value.is_empty()) {
+            variables.push(Said { option, value, from: From::Variable });
+        }
+        config.own_variables.push(name);
+    }
+    let named = typed.iter().rev().chain(&variables).find(|said| said.option.long == "config");
+    let file = named.map(|said| Path::new(&said.value)).or(elsewhere.file).filter(|_| config.show.is_none());
+    let file = file.unwrap_or(Path::new("")).to_owned();
+    let mut all = Vec::new();
+    if !file.as_os_str().is_empty() {
+        let text = (elsewhere.read)(&file).map_err(|cause| Error::about("read", &file.display(), cause))?;
+        all = read_lines(&text, &file, &mut config.command)?;
+    }
+    all.append(&mut variables);
+    all.append(&mut typed);
+    for said in &all {
+        // Of each option only what wins counts, also where it may be given more than once.
+        let loses = |other: &Said| std::ptr::eq(said.option, other.option) && said.from.loses_to(other.from);
+        if !all.iter().any(loses) {
+            said.apply(&mut config).map_err(|error| said.from.name(error, &file))?;
         }
     }
-    // A variable may be set for a whole image; what is typed must mean something.
-    if let (None, None, Some(option)) = (config.workers, config.show, useless.next()) {
-        return Err(Error::new(format!("use --{}", option.long), "it needs -n"));
-    }
-    if config.command.is_empty() && config.show.is_none() {
-        return Err(Error::new("start", "no command given; see panzer -h"));
+    if config.show.is_none() {
+        // A variable may be set for a whole image; what is typed must mean something.
+        let mut meant = all.iter().filter(|said| !matches!(said.from, From::Variable));
+        if config.workers.is_none()
+            && let Some(said) = meant.find(|said| said.option.needs_workers)
+        {
+            let error = Error::new(format!("use --{}", said.option.long), "it needs -n");
+            return Err(said.from.name(error, &file));
+        }
+        if config.command.is_empty() {
+            return Err(Error::new("start", "no command given; see panzer -h"));
+        }
     }
     Ok(config)
 }
 
-/// A variable gives the same value as the option would. Several values are separated by spaces; an empty one is as if
-/// it were not set, since a Dockerfile cannot unset one.
-fn apply_variable(config: &mut Config, option: &Opt, name: &str, value: &OsStr) -> Result<(), Error> {
-    if value.is_empty() {
-        return Ok(());
+impl From {
+    fn loses_to(self, other: Self) -> bool {
+        matches!((self, other), (Self::File(_), Self::Variable | Self::Typed) | (Self::Variable, Self::Typed))
     }
-    let refuse = |cause: String| bad_value(name, value, cause);
-    match option.takes {
-        Takes::Nothing(set) => match value.to_str() {
-            Some("1" | "true" | "yes" | "on") => set(config),
-            Some("0" | "false" | "no" | "off") => {}
-            _ => return Err(refuse("write 1 or 0".to_owned())),
-        },
-        Takes::Show(_) => {}
-        Takes::One(..) | Takes::Path(..) => option.takes.set(config, value).map_err(refuse)?,
-        Takes::Many(..) => {
-            let list = value.to_str().ok_or_else(|| refuse("it is not UTF-8".to_owned()))?;
-            for part in list.split_ascii_whitespace() {
-                option.takes.set(config, OsStr::new(part)).map_err(refuse)?;
-            }
+
+    /// An error with its place, where it is not clear from its words.
+    fn name(self, error: Error, file: &Path) -> Error {
+        match self {
+            Self::File(line) => error.within(&file.display(), line),
+            Self::Variable | Self::Typed => error,
         }
     }
-    Ok(())
+}
+
+impl Said {
+    /// A variable gives the same value as the option would; several values are separated by spaces.
+    fn apply(&self, config: &mut Config) -> Result<(), Error> {
+        let Self { option, value, from } = self;
+        let name = match from {
+            From::Variable => option.variable().unwrap_or_default() + "=",
+            From::File(_) | From::Typed => "--".to_owned() + option.long,
+        };
+        let refuse = |cause: String| bad_value(&name, value, cause);
+        let is_list = matches!((option.takes, from), (Takes::Many(..), From::Variable));
+        if let (Takes::Nothing(_), Some("0" | "false" | "no" | "off")) = (option.takes, value.to_str()) {
+            return Ok(());
+        }
+        if !is_list {
+            return option.takes.set(config, value).map_err(refuse);
+        }
+        let list = value.to_str().ok_or_else(|| refuse("it is not UTF-8".to_owned()))?;
+        list.split_ascii_whitespace().try_for_each(|part| option.takes.set(config, OsStr::new(part)).map_err(refuse))
+    }
+}
+
+/// Reads a file of options: a line is `NAME`, `NAME VALUE` or `NAME=VALUE`, with `--` before it or not; `-- COMMAND ARGUMENT...`
+/// is the command, unless there is one; a comment begins with `#`.
+fn read_lines(text: &str, file: &Path, command: &mut Vec<OsString>) -> Result<Vec<Said>, Error> {
+    let mut all = Vec::new();
+    let is_given = !command.is_empty();
+    let mut rest = text;
+    let mut number = 0;
+    while !rest.is_empty() {
+        let (line, after) = cut(rest, |byte| byte == b'\n');
+        rest = after.get(1..).unwrap_or_default();
+        number += 1;
+        let (name, value) = cut(line.trim_ascii(), |byte| matches!(byte, b' ' | b'\t' | b'='));
+        if name == "--" && is_given || name.is_empty() || name.starts_with('#') {
+            continue;
+        }
+        if name == "--" {
+            command.clear();
+            command.extend(value.split_ascii_whitespace().map(OsString::from));
+            continue;
+        }
+        let value = value.trim_ascii_start();
+        let value = value.strip_prefix('=').unwrap_or(value).trim_ascii_start();
+        let from = From::File(number);
+        let said = of_line(name.strip_prefix("--").unwrap_or(name), value, from);
+        all.push(said.map_err(|error| from.name(error, file))?);
+    }
+    Ok(all)
+}
+
+/// What stands before the first of these bytes, and the rest.
+#[inline(never)]
+fn cut(text: &str, ends: fn(u8) -> bool) -> (&str, &str) {
+    let end = text.bytes().position(ends).unwrap_or(text.len());
+    text.split_at_checked(end).unwrap_or((text, ""))
+}
+
+fn of_line(name: &str, value: &str, from: From) -> Result<Said, Error> {
+    let option = find(name)?;
+    let value = match option.takes {
+        Takes::Nothing(_) if value.is_empty() => "1",
+        Takes::One(..) | Takes::Path(..) | Takes::Many(..) if value.is_empty() => return Err(needs_value(option)),
+        Takes::Show(_) => return Err(not_in_a_file(name)),
+        Takes::Path(..) if name == "config" => return Err(not_in_a_file(name)),
+        Takes::Nothing(_) | Takes::One(..) | Takes::Path(..) | Takes::Many(..) => value,
+    };
+    Ok(Said { option, value: value.into(), from })
+}
+
+fn not_in_a_file(name: &str) -> Error {
+    Error::new(format!("use --{name}"), "it is for the command line")
+}
+
+fn find(name: &str) -> Result<&'static Opt, Error> {
+    OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(name))
+}
+
+fn needs_value(option: &Opt) -> Error {
+    let name = option.takes.value_name().unwrap_or_default();
+    Error::new(format!("use --{}", option.long), format!("it needs a value, {name}"))
 }
 
 fn bad_value(option: &str, value: &OsStr, cause: String) -> Error {
@@ -122,6 +239,15 @@ pub fn unknown(kind: &str, dashes: &str, word: &str, help: &str, known: &[&'stat
     Error::new(format!("use {dashes}{word}"), cause)
 }
 
+/// The refusal of a command line that gives an option a value which takes none.
+#[must_use]
+fn surplus_value(error: &lexopt::Error) -> Error {
+    if let lexopt::Error::UnexpectedValue { option, value } = error {
+        return Error::new(format!("use {option}={}", value.display()), "it takes no value");
+    }
+    Error::new("read the command line", "it holds more than it should")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,7 +257,26 @@ mod tests {
     fn read_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
         let variable =
             |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
-        parse(arguments.iter().map(OsString::from), variable).map_err(|error| error.to_string())
+        read_all(arguments, &variable, "", None)
+    }
+
+    fn read_all(
+        arguments: &[&str],
+        variable: &dyn Fn(&str) -> Option<OsString>,
+        text: &str,
+        file: Option<&Path>,
+    ) -> Result<Config, String> {
+        let read = |path: &Path| match path.to_str() {
+            Some("/there") => Ok(text.to_owned()),
+            _ => Err("No such file or directory".to_owned()),
+        };
+        let elsewhere = Elsewhere { variable, read: &read, file };
+        parse(arguments.iter().map(OsString::from), elsewhere).map_err(|error| error.to_string())
+    }
+
+    /// With a file that holds this, and no variables.
+    fn read_file(arguments: &[&str], text: &str) -> Result<Config, String> {
+        read_all(&[&["--config", "/there"], arguments].concat(), &|_| None, text, None)
     }
 
     fn read(arguments: &[&str]) -> Result<Config, String> {
@@ -182,6 +327,55 @@ mod tests {
         assert!(read_with(&["x"], &[("PANZER_VERSION", "1.2"), ("PANZER_HELP", "1")]).unwrap().show.is_none());
         let error = read_with(&["x"], &[("PANZER_CHECK", "maybe")]).unwrap_err();
         assert_eq!(error, "cannot use PANZER_CHECK=maybe: write 1 or 0");
+    }
+
+    #[test]
+    fn a_line_of_a_file_is_an_option_or_the_command() {
+        let text = "# a comment\n\n  workers 2\n--listen=80\n\tlisten = unix:///x?mode=660 \non TERM=ignore\r\nquiet\n-- a  b --c";
+        let config = read_file(&[], text).unwrap();
+        assert_eq!((config.workers, config.listen.len(), config.level), (Some(Workers::Count(2)), 2, Level::Warning));
+        assert_eq!((config.on.len(), config.command), (1, ["a", "b", "--c"].map(OsString::from).to_vec()));
+        assert_eq!(read_file(&["x", "y"], text).unwrap().command, ["x", "y"]);
+        let named = read_all(&[], &|_| None, text, Some(Path::new("/there"))).unwrap();
+        assert_eq!(named.workers, Some(Workers::Count(2)));
+    }
+
+    #[test]
+    fn what_is_typed_wins_over_variables_and_they_win_over_a_file() {
+        let text = "workers 2\nlisten 80\nlisten 81\nquiet\nlog-format json\n-- a";
+        let variable = |name: &str| match name {
+            "PANZER_LISTEN" => Some(OsString::from("90")),
+            "PANZER_CONFIG" => Some(OsString::from("/there")),
+            "PANZER_LOG_FORMAT" => Some(OsString::new()),
+            _ => None,
+        };
+        let config = read_all(&["-v", "-n", "3"], &variable, text, Some(Path::new("/other"))).unwrap();
+        assert_eq!((config.workers, config.listen.len(), config.level), (Some(Workers::Count(3)), 1, Level::Debug));
+        assert_eq!(config.log_format, LogFormat::Json);
+        assert_eq!(read_all(&["-l1", "-l2", "-l3"], &variable, text, None).unwrap().listen.len(), 3);
+        // A word that only prints does not depend on any file.
+        assert_eq!(read_all(&["--config", "/gone", "-V"], &|_| None, "", None).unwrap().show, Some(Show::Version));
+    }
+
+    #[test]
+    fn a_refusal_of_a_line_names_file_and_line() {
+        for (text, line) in [
+            ("\n\n--worker 2", "line 3: --worker: unknown option; did you mean --workers?"),
+            ("workers 0", "line 1: --workers 0: \"0\" is not a whole number from 1 to 10000, nor \"auto\""),
+            ("quiet maybe", "line 1: --quiet maybe: write 1 or 0"),
+            ("#\nlisten", "line 2: --listen: it needs a value, [NAME=]ADDR"),
+            ("config /there", "line 1: --config: it is for the command line"),
+            ("version", "line 1: --version: it is for the command line"),
+            ("- x", "line 1: ---: unknown option; see panzer -h"),
+            ("linger 1s\nrestart never\n-- x", "line 2: --restart: it needs -n"),
+        ] {
+            assert_eq!(read_file(&["x"], text).unwrap_err(), format!("cannot use /there {line}"), "{text}");
+        }
+        for arguments in [&["--config", "/gone"][..], &["--config=/gone", "x"]] {
+            let error = read_all(arguments, &|_| None, "", None).unwrap_err();
+            assert_eq!(error, "cannot read /gone: No such file or directory");
+        }
+        assert_eq!(read_file(&[], "quiet").unwrap_err(), "cannot start: no command given; see panzer -h");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::decider::Decider;
 use super::guard::{Guard, GuardSettings};
 use super::idle;
 use super::log::Log;
+use super::machine::PowerButton;
 use super::observers::{Observers, View};
 use super::own_path::OwnPath;
 use super::ports::{self, Ports};
@@ -72,6 +73,8 @@ pub(super) struct Prepared {
     pub(super) status_file: Option<StatusFile>,
     /// `--pid-file`, held until the end.
     pub(super) _pid_file: Option<PidFile>,
+    /// The machine's power button, where panzer is its init.
+    pub(super) power: Option<PowerButton>,
     /// The lines on stderr.
     pub(super) log: Log,
 }
@@ -115,6 +118,9 @@ impl Running {
         epoll::add(&epoll, signals.descriptor(), Token::Signals.to_data(), epoll::EventFlags::IN)?;
         if let Some(ports) = &prepared.ports {
             epoll::add(&epoll, ports.descriptor(), Token::Ports.to_data(), epoll::EventFlags::IN)?;
+        }
+        if let Some(power) = &prepared.power {
+            epoll::add(&epoll, power.descriptor(), Token::Power.to_data(), epoll::EventFlags::IN)?;
         }
         prepared.observers.watch(&epoll)?;
         // panzer must not pin the mount that it was started from, unless the worker can reach it in no other way.
@@ -233,6 +239,11 @@ impl Running {
                 Token::Ports => self.handle_ports(),
                 Token::Control => self.handle_control(),
                 Token::Metrics => self.handle_metrics(),
+                Token::Power => {
+                    if self.prepared.power.as_ref().is_some_and(PowerButton::was_pressed) {
+                        self.events.push_back(Event::Signal(Signal::TERM));
+                    }
+                }
                 Token::Child(pid) => self.channel_ready(pid),
                 Token::Feedback(pid) => self.hear(pid),
             }
@@ -707,7 +718,10 @@ impl Running {
     fn close_inherited(&self) {
         let channels = self.children.channels().map(AsRawFd::as_raw_fd);
         let guard = self.guard.as_ref().map(|guard| guard.descriptor().as_raw_fd());
-        let own = [self.epoll.as_fd().as_raw_fd(), self.signals.descriptor().as_raw_fd()];
+        let signals = self.signals.descriptor().as_raw_fd();
+        // Where there is no button one stands twice, and the kernel is asked to close nothing between the two.
+        let power = self.prepared.power.as_ref().map_or(signals, |power| power.descriptor().as_raw_fd());
+        let own = [self.epoll.as_fd().as_raw_fd(), signals, power];
         let mut kept: Vec<i32> = own.into_iter().chain(channels).chain(guard).collect();
         kept.sort_unstable();
         let mut first = 3;

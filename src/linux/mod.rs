@@ -13,6 +13,7 @@
 //! - `listen`, `address`, `socket_options`, `own_path`, `files`, `clock`, `users`, `env_dir`, `cpus`, `terminal`, `peer`: what their
 //!   names say
 //! - `log`, `manager`: the lines on stderr, and what panzer's own manager is told
+//! - `machine`: what a machine's init does beside the rest
 //! - `sys`: the calls that need `unsafe`
 
 mod address;
@@ -34,6 +35,7 @@ mod idle;
 mod json;
 mod listen;
 mod log;
+mod machine;
 mod manager;
 mod metrics;
 mod observers;
@@ -79,11 +81,21 @@ pub fn print(text: &str) -> Result<(), rustix::io::Errno> {
     files::write(rustix::stdio::stdout(), text.as_bytes())
 }
 
+/// The text of a file of options.
+///
+/// # Errors
+/// Why it cannot be had.
+pub fn read_options(path: &std::path::Path) -> Result<String, String> {
+    let bytes = files::read(path).map_err(words)?;
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
+}
+
 pub use check::check;
 pub use clock::Instant;
 pub use event_loop::Running;
 pub use files::read as read_file;
 pub use log::Log;
+pub use machine::Machine;
 pub use peer::{Peer, is_own_user, limit_waiting, peer_of};
 pub use prepare::prepare;
 pub use signal_source::SignalSource;

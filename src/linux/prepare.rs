@@ -18,6 +18,7 @@ use super::feedback::Asked;
 use super::files;
 use super::guard::GuardSettings;
 use super::listen::{self, FIRST_DESCRIPTOR, Listener, Queues};
+use super::machine::PowerButton;
 use super::manager::Manager;
 use super::observers::Observers;
 use super::ports::{self, AlsoSent, PortSettings, Ports};
@@ -114,14 +115,15 @@ struct Parts {
 ///
 /// # Errors
 /// What panzer refuses, with the value as typed.
-pub fn prepare(config: &Config, mut log: Log) -> Result<Running, Error> {
+pub fn prepare(config: &Config, mut log: Log, is_machine: bool) -> Result<Running, Error> {
     let mut parts = Parts::default();
     parts.make(config, &mut log)?;
     let Parts { decider, guard, ports, launcher, pid_file, observers, status_file, .. } = parts;
     let (Some(decider), Some(launcher), Some(observers)) = (decider, launcher, observers) else {
         return Err(system("start", Errno::INVAL));
     };
-    Running::new(Prepared { decider, launcher, guard, ports, observers, status_file, _pid_file: pid_file, log })
+    let power = if is_machine { PowerButton::watch(&mut log) } else { None };
+    Running::new(Prepared { decider, launcher, guard, ports, observers, status_file, _pid_file: pid_file, power, log })
         .map_err(|error| system("watch for events", error))
 }
 

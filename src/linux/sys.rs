@@ -8,7 +8,7 @@ use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_long};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -26,6 +26,9 @@ const PAGE: u64 = 4096;
 static FOUND_MASK: AtomicU64 = AtomicU64::new(0);
 static FOUND_PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
 static FOUND_CHLD_IGNORED: AtomicBool = AtomicBool::new(false);
+
+/// Which of the descriptors 0 to 2 were closed: a bit for each.
+static FOUND_CLOSED: AtomicU8 = AtomicU8::new(0);
 
 /// The state of signals that panzer was started with, and that a worker is given back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +64,7 @@ extern "C" fn early() {
     FOUND_CHLD_IGNORED.store(is_ignored(Signal::CHLD), Ordering::Relaxed);
     for number in 0..=2 {
         if descriptor_flags(number).is_err() {
+            FOUND_CLOSED.fetch_or(1 << number, Ordering::Relaxed);
             fill(number);
         }
     }
@@ -199,6 +203,73 @@ fn change_mask(how: c_int, mask: u64) -> u64 {
     // SAFETY: both pointers are to 64-bit sets, the size that is named; the call writes to `old` only.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const mask, &raw mut old, KERNEL_SIGSET_SIZE) };
     old
+}
+
+/// Whether this one of the descriptors 0 to 2 was closed at the start.
+pub(super) fn was_closed(number: RawFd) -> bool {
+    FOUND_CLOSED.load(Ordering::Relaxed) & (1 << number) != 0
+}
+
+/// What `reboot(2)` is asked for where panzer crashes as a machine's init.
+static AFTER_CRASH: AtomicI32 = AtomicI32::new(libc::LINUX_REBOOT_CMD_POWER_OFF);
+
+/// Has a crash of panzer end the machine by `command`. The kernel ends a process at once that faults while the signal
+/// for it is held, so these are not held any longer.
+pub(super) fn end_machine_on_crash(command: rustix::system::RebootCommand) {
+    AFTER_CRASH.store(command as i32, Ordering::Relaxed);
+    // SAFETY: a sigaction of zeros is a valid value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = crashed as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    let mut mask = u64::MAX;
+    for signal in [libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV] {
+        // SAFETY: the handler is async-signal-safe and has the signature that SA_SIGINFO asks for.
+        unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+        mask &= !(1 << (signal - 1));
+    }
+    set_signal_mask(mask);
+}
+
+/// Ends the machine where panzer, its init, has crashed: else the kernel would panic. Async-signal-safe.
+extern "C" fn crashed(signal: c_int, info: *const libc::siginfo_t, _context: *const libc::c_void) {
+    // SAFETY: the kernel gives a siginfo that is valid while the handler runs.
+    let info = unsafe { &*info };
+    // SAFETY: the sender's pid is read only where there is one, or the memory there holds another number.
+    let sender = unsafe { info.si_pid() };
+    // SAFETY: getpid takes nothing and does not fail.
+    if unsafe { libc::getpid() } != 1 {
+        // What panzer has forked and has not executed anything yet.
+        // SAFETY: it ends the process.
+        unsafe { libc::_exit(128 + signal) };
+    }
+    // abort(3) sends it from this process; from another one it is no crash.
+    if info.si_code <= 0 && sender != 1 {
+        return;
+    }
+    let text = b"panzer: cannot go on: it has crashed; the machine ends\n";
+    // SAFETY: the text is so long.
+    unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+    // SAFETY: sync takes nothing.
+    unsafe { libc::sync() };
+    // SAFETY: reboot takes an integer.
+    unsafe { libc::reboot(AFTER_CRASH.load(Ordering::Relaxed)) };
+    // SAFETY: it ends the process, where the machine is not panzer's to end.
+    unsafe { libc::_exit(128 + signal) };
+}
+
+/// Brings the network interface `lo` up.
+pub(super) fn bring_loopback_up() -> Result<(), Errno> {
+    let family = rustix::net::AddressFamily::INET;
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, rustix::net::SocketType::DGRAM, flags, None)?;
+    // SAFETY: an ifreq of zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(*b"lo") {
+        *to = c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_flags = 1; // IFF_UP
+    // SAFETY: the call reads such a structure.
+    result_of(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })
 }
 
 /// A descriptor from which every blocked signal is read (`signalfd(2)`), non-blocking and close-on-exec.

@@ -17,6 +17,8 @@ pub(super) enum Token {
     Control,
     /// The child that serves metrics asks for the status, or is gone.
     Metrics,
+    /// The machine's power button.
+    Power,
     /// A child has executed its program, or says why not.
     Child(Pid),
     /// A worker tells something of itself.
@@ -35,6 +37,7 @@ impl Token {
             Self::Ports => u64::MAX - 1,
             Self::Control => u64::MAX - 2,
             Self::Metrics => u64::MAX - 3,
+            Self::Power => u64::MAX - 4,
             Self::Child(pid) => pid.number().unsigned_abs().into(),
             Self::Feedback(pid) => FEEDBACK | u64::from(pid.number().unsigned_abs()),
         })
@@ -47,6 +50,7 @@ impl Token {
             number if number == u64::MAX - 1 => Self::Ports,
             number if number == u64::MAX - 2 => Self::Control,
             number if number == u64::MAX - 3 => Self::Metrics,
+            number if number == u64::MAX - 4 => Self::Power,
             number => {
                 let pid = i32::try_from(number & !FEEDBACK).ok().and_then(Pid::from_number);
                 let of_child = if number & FEEDBACK == 0 { Self::Child } else { Self::Feedback };
@@ -69,6 +73,7 @@ mod tests {
             Token::Ports,
             Token::Control,
             Token::Metrics,
+            Token::Power,
             Token::Child(pid),
             Token::Feedback(pid),
         ] {
