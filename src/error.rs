@@ -22,9 +22,12 @@ impl Status {
     pub const KILLED: Self = Self(137);
 }
 
-/// A refusal: what panzer could not do, and why.
+/// A refusal: what panzer could not do, and why. A pointer, so that handing it on costs each caller a register.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Error {
+pub struct Error(Box<Refusal>);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Refusal {
     action: String,
     cause: String,
     status: Status,
@@ -33,7 +36,13 @@ pub struct Error {
 impl Error {
     /// `cannot ACTION: CAUSE`, status 125. The action holds the value as the user typed it.
     pub fn new(action: impl Into<String>, cause: impl Into<String>) -> Self {
-        Self { action: action.into(), cause: cause.into(), status: Status::REFUSED }
+        Self::boxed(action.into(), cause.into())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn boxed(action: String, cause: String) -> Self {
+        Self(Box::new(Refusal { action, cause, status: Status::REFUSED }))
     }
 
     /// `cannot ACTION OBJECT: CAUSE`. One function for all, so that each refusal is a few bytes where it is made.
@@ -45,21 +54,22 @@ impl Error {
 
     /// The same refusal, with another exit status.
     #[must_use]
-    pub fn with_status(self, status: Status) -> Self {
-        Self { status, ..self }
+    pub fn with_status(mut self, status: Status) -> Self {
+        self.0.status = status;
+        self
     }
 
     /// What panzer exits with for it.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.status
+        self.0.status
     }
 }
 
 impl fmt::Display for Error {
     /// One line whatever the user typed: control characters are shown as escapes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = format!("cannot {}: {}", self.action, self.cause);
+        let line = format!("cannot {}: {}", self.0.action, self.0.cause);
         for c in line.chars() {
             if c.is_ascii_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
         }

@@ -80,6 +80,8 @@ exec $PROBE - ready sleep >/dev/null";
 #[test]
 fn a_reload_that_is_tried_without_end_makes_way_for_the_next_one() {
     let service = Service::start("-n 2 --ready fd --reload-tries 0 --backoff 50ms:100ms", READY);
+    // Before they are ready they may not have read their script yet.
+    service.wait_line("all 2 workers are ready");
     let old = service.running.wait_generation(1, 2);
     service.release("exit 1");
     service.running.signal(libc::SIGHUP);

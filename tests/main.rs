@@ -39,5 +39,6 @@ mod stress;
 mod structure;
 mod supervise;
 mod support;
+mod systemd;
 mod terminal;
 mod top;

@@ -333,11 +333,15 @@ fn a_worker_of_a_panzer_inside_a_worker_does_not_reach_the_outer_one() {
     service.end();
 
     let said = service.scratch.path("said.inside");
-    let actions = ["notify=READY=1", "barrier=1", &format!("touch={}", text(&said)), "sleep"];
+    // The inner panzer itself tells the outer one when it is ready (tests/systemd.rs), which it is not.
+    let actions =
+        ["notify=EXTEND_TIMEOUT_USEC=9000000\\nSTATUS=mine", "barrier=1", &format!("touch={}", text(&said)), "sleep"];
     let command = [inside("-q --ready notify"), probe("-", &actions)].concat();
     let running = panzer("-n 1 -v --ready notify", &command).start();
     wait_until("the inner one has read it", || said.exists());
-    holds_for(WATCH, "the outer one has heard nothing", || ready(&running, 0) == 0);
+    holds_for(WATCH, "the outer one has heard nothing", || {
+        ready(&running, 0) == 0 && !running.stderr().contains("says: mine")
+    });
     running.ends_with(libc::SIGTERM, 0);
 
     // And where the inner one wants to hear nothing there is nowhere to say it.
@@ -543,12 +547,13 @@ fn when_panzer_and_its_workers_were_stopped_together_nobody_was_silent() {
     let service = Service::start("-n 2 --ready exec --watchdog 2s --backoff 0:0", script);
     service.wait_line("all 2 workers are ready");
     let workers = [life(&service, 0), life(&service, 1)];
-    let all = || [service.running.panzer_pid(), workers[0].pid, workers[1].pid];
-    all().map(|pid| process::send_signal(pid, libc::SIGSTOP));
+    // panzer first: it finds that both are late.
+    let all = [service.running.panzer_pid(), workers[0].pid, workers[1].pid];
+    let send = |signal| assert!(all.iter().all(|pid| process::send_signal(*pid, signal)));
+    send(libc::SIGSTOP);
     // Longer than they may be silent.
     thread::sleep(Duration::from_secs(3));
-    // panzer first: it finds that both are late.
-    all().map(|pid| process::send_signal(pid, libc::SIGCONT));
+    send(libc::SIGCONT);
     holds_for(WATCH, "they are left alone", || workers.iter().all(|worker| process::alive(worker.pid)));
     assert_eq!((silent(&service, 0), silent(&service, 1)), (0, 0));
     // Who is silent now is missed as ever.

@@ -1,7 +1,7 @@
 //! Real servers, each unmodified and with its own command line: under `-n 3` three processes of it serve one port.
 //!
 //! `scripts/setup-servers` installs them. A server that is not there is left out, which is said; with
-//! `PANZER_ALL_SERVERS=1` it is a failure.
+//! `PANZER_LEAVE_OUT_NOTHING=1` it is a failure.
 //!
 //! Every application answers `pid=` and the process that it runs in. Which worker that is shows the process group: a
 //! worker leads one of its own, and what a server starts by itself is in it too.
@@ -185,8 +185,8 @@ pub(crate) fn is_installed(name: &str, command: &[String], needs: &str) -> bool 
     let installed = is_there(&command[0]) && (needs.is_empty() || Path::new(needs).exists());
     if !installed {
         assert!(
-            std::env::var_os("PANZER_ALL_SERVERS").is_none_or(|value| value != "1"),
-            "{name} is not installed (scripts/setup-servers), and PANZER_ALL_SERVERS=1"
+            std::env::var_os("PANZER_LEAVE_OUT_NOTHING").is_none_or(|value| value != "1"),
+            "{name} is not installed (scripts/setup-servers), and PANZER_LEAVE_OUT_NOTHING=1"
         );
         // Not by eprintln!, which the test runner keeps to itself when a test passes.
         let _ = writeln!(io::stderr(), "left out: {name} is not installed (scripts/setup-servers)");

@@ -2,9 +2,10 @@
 //!
 //! Must never look at the system: whether a user or a directory exists is found out in `linux`.
 
+mod arguments;
 pub mod help;
 pub mod options;
 mod parse;
 mod values;
 
-pub use parse::{parse, surplus_value, unknown};
+pub use parse::{parse, unknown};

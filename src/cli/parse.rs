@@ -3,8 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use lexopt::Arg;
-
+use super::arguments::{Argument, Arguments};
 use super::options::{OPTIONS, Opt, Takes};
 use crate::config::{Config, Show};
 use crate::error::{Error, Typed};
@@ -23,22 +22,23 @@ pub fn parse(
     let own_variables = OPTIONS.iter().filter_map(Opt::variable).collect();
     let mut config = Config { own_variables, ..Config::default() };
     let mut given = Vec::new();
-    let mut parser = lexopt::Parser::from_args(arguments);
-    while let Some(argument) = parser.next().map_err(|error| surplus_value(&error))? {
+    let mut arguments = Arguments::new(arguments.into_iter().collect());
+    while let Some(argument) = arguments.next()? {
         let option = match argument {
-            Arg::Short('h') => {
+            Argument::Short('h') => {
                 config.show = Some(Show::ShortHelp);
                 continue;
             }
-            Arg::Short(letter) => OPTIONS
+            Argument::Short(letter) => OPTIONS
                 .iter()
                 .find(|option| option.short == Some(letter))
                 .ok_or_else(|| Error::new(format!("use -{letter}"), "unknown option; see panzer -h"))?,
-            Arg::Long(name) => OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(name))?,
-            Arg::Value(command) => {
+            Argument::Long(name) => {
+                OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(&name))?
+            }
+            Argument::Command(command) => {
                 config.command.push(command);
-                let rest = parser.raw_args().map_err(|error| surplus_value(&error))?;
-                config.command.extend(rest);
+                config.command.extend(arguments.rest());
                 break;
             }
         };
@@ -47,9 +47,9 @@ pub fn parse(
             Takes::Nothing(set) => set(&mut config),
             Takes::Show(show) => config.show = Some(show),
             Takes::One(name, _) | Takes::Path(name, _) | Takes::Many(name, _) => {
-                let value = parser
+                let value = arguments
                     .value()
-                    .map_err(|_| Error::new(format!("use --{}", option.long), format!("it needs a value, {name}")))?;
+                    .ok_or_else(|| Error::new(format!("use --{}", option.long), format!("it needs a value, {name}")))?;
                 option
                     .takes
                     .set(&mut config, &value)
@@ -120,15 +120,6 @@ pub fn unknown(kind: &str, dashes: &str, word: &str, help: &str, known: &[&'stat
         _ => format!("unknown {kind}; see {help}"),
     };
     Error::new(format!("use {dashes}{word}"), cause)
-}
-
-/// The refusal of a command line that gives an option a value which takes none.
-#[must_use]
-pub fn surplus_value(error: &lexopt::Error) -> Error {
-    if let lexopt::Error::UnexpectedValue { option, value } = error {
-        return Error::new(format!("use {option}={}", value.display()), "it takes no value");
-    }
-    Error::new("read the command line", "it holds more than it should")
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const LONGEST_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
 /// `500ms`, `10s`, `5m`, `1h`; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Read<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
+    let (number, unit) = text.split_at_checked(digits).unwrap_or_default();
     let factor: u64 = match unit {
         "ms" => 1,
         "" | "s" => 1000,
@@ -47,7 +47,7 @@ pub(super) fn number(text: &str, min: u32, max: u32) -> Read<u32> {
 /// `512M`, `1G`; a bare number is bytes.
 pub(super) fn size(text: &str) -> Read<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
+    let (number, unit) = text.split_at_checked(digits).unwrap_or_default();
     let shift = match unit {
         "" => Some(0),
         "K" => Some(10),

@@ -14,7 +14,7 @@ impl Instant {
     /// The present one.
     #[must_use]
     pub fn now() -> Self {
-        Self(sys::read_clock(libc::CLOCK_MONOTONIC))
+        Self(monotonic())
     }
 
     /// The moment so much after it.
@@ -25,8 +25,13 @@ impl Instant {
     /// How long ago it was.
     #[must_use]
     pub fn elapsed(self) -> Duration {
-        sys::read_clock(libc::CLOCK_MONOTONIC).saturating_sub(self.0)
+        monotonic().saturating_sub(self.0)
     }
+}
+
+/// The time since the machine has started.
+pub(super) fn monotonic() -> Duration {
+    sys::read_clock(libc::CLOCK_MONOTONIC)
 }
 
 /// The time since 1970.

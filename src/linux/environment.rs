@@ -8,10 +8,12 @@ use std::time::Duration;
 use super::env_dir::{self, Change};
 use super::feedback::Asked;
 use super::listen::{self, Listener};
+use super::manager;
 use super::sys::{self, StringList};
 use super::users::Credentials;
 use crate::config::ListenEnv;
 use crate::supervisor::Generation;
+use crate::supervisor::notice::to_microseconds;
 
 /// `LISTEN_PID` must be the pid of the process that executes the command, which only that process knows: it puts its
 /// own in this one's place, see [`listen_pid`].
@@ -29,8 +31,14 @@ const READY: &str = "PANZER_READY_FD";
 const HEARTBEAT: &str = "PANZER_HEARTBEAT_FD";
 
 /// Variables of a listening convention: never passed on from outside where panzer has listeners or workers of its own.
-const OF_LISTENERS: [&str; 5] =
-    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "SERVER_STARTER_PORT", "SERVER_STARTER_GENERATION"];
+const OF_LISTENERS: [&str; 6] = [
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "SERVER_STARTER_PORT",
+    "SERVER_STARTER_GENERATION",
+];
 
 /// What panzer's own supervisor tells panzer: never passed on to workers.
 const OF_A_SUPERVISOR: [&str; 5] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", READY, HEARTBEAT];
@@ -70,6 +78,8 @@ pub(super) fn common(from: &EnvironmentSource, of: &OfGeneration<'_>) -> StringL
         from.own_variables.iter().any(|own| name == OsStr::new(own))
             || (replaced && is_of_listeners(name))
             || (from.supervised && OF_A_SUPERVISOR.iter().any(|known| name == *known))
+            // As an init panzer leaves the beats to its child, which would take them for somebody else's.
+            || (name == manager::WATCHDOG_PID && manager::is_to_beat())
     };
     let mut variables = sys::variables();
     variables.retain(|(name, _)| !is_not_passed_on(name));
@@ -92,7 +102,7 @@ pub(super) fn common(from: &EnvironmentSource, of: &OfGeneration<'_>) -> StringL
         }
     }
     if let Some(interval) = from.watchdog {
-        tell("WATCHDOG_USEC", interval.as_micros().to_string());
+        tell("WATCHDOG_USEC", to_microseconds(interval).to_string());
     }
     if let Some((name, value)) = from.cookie.as_deref().and_then(|cookie| cookie.split_once('=')) {
         tell(name, value.to_owned());

@@ -301,7 +301,7 @@ impl Running {
         for client in std::mem::take(&mut self.to_be_shown) {
             self.show(&mut |observers, view| observers.answer(client, Ok(Answer::Document), view));
         }
-        let (Prepared { ports, decider, launcher, log, status_file, .. }, now) =
+        let (Prepared { ports, decider, launcher, observers, log, status_file, .. }, now) =
             (&mut self.prepared, self.start.elapsed());
         let Decider::Supervise(supervisor) = &*decider else { return };
         if let Some(ports) = ports.as_mut().filter(|ports| ports.have_queues()) {
@@ -316,6 +316,9 @@ impl Running {
                 .into_iter()
                 .filter_map(|(generation, worker)| Some(format!("{}:{}\n", generation.0, pid(worker)?)));
             file.update(lines.collect(), log);
+        }
+        if let Err(error) = observers.tell_manager(now, supervisor) {
+            self.complain("notify NOTIFY_SOCKET", error, "trying again when there is news");
         }
     }
 
@@ -338,6 +341,7 @@ impl Running {
         if self.prepared.observers.next_deadline().is_none_or(|at| at > now) {
             return;
         }
+        self.release_at.get_or_insert(now + RELEASE_DELAY);
         if self.prepared.observers.is_control_due(now) {
             self.handle_control();
         }

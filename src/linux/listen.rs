@@ -101,13 +101,11 @@ impl Listener {
 
 /// Takes over the sockets that whoever started panzer hands down by `LISTEN_FDS`.
 pub(super) fn inherit() -> Vec<Listener> {
-    let text = |name| sys::variable(name)?.into_string().ok();
-    let number = |name| text(name)?.parse::<u32>().ok();
-    if number("LISTEN_PID") != Some(std::process::id()) {
+    if sys::number("LISTEN_PID") != Some(std::process::id().into()) {
         return Vec::new();
     }
-    let count = number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok()).unwrap_or(0);
-    let names = text("LISTEN_FDNAMES").unwrap_or_default();
+    let count = sys::number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok()).unwrap_or(0);
+    let names = sys::variable("LISTEN_FDNAMES").and_then(|names| names.into_string().ok()).unwrap_or_default();
     let mut names = names.split(':');
     let numbers = FIRST_DESCRIPTOR..FIRST_DESCRIPTOR.saturating_add(count);
     let taken = numbers.map_while(|number| {

@@ -12,7 +12,7 @@
 //! - `ports`: what workers bind by themselves
 //! - `listen`, `address`, `socket_options`, `own_path`, `files`, `clock`, `users`, `env_dir`, `cpus`, `terminal`, `peer`: what their
 //!   names say
-//! - `log`: the lines on stderr
+//! - `log`, `manager`: the lines on stderr, and what panzer's own manager is told
 //! - `sys`: the calls that need `unsafe`
 
 mod address;
@@ -34,6 +34,7 @@ mod idle;
 mod json;
 mod listen;
 mod log;
+mod manager;
 mod metrics;
 mod observers;
 mod own_path;

@@ -1,4 +1,4 @@
-//! Who looks at panzer from outside: clients of the control socket, and the child that serves metrics.
+//! Who looks at panzer from outside: clients of the control socket, the child that serves metrics, panzer's own manager.
 //!
 //! Must never let any of them hold up a worker: how much is done for them at a time is bounded.
 
@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::event::epoll;
+use rustix::io::Errno;
 
 use super::children::Children;
 use super::clock;
@@ -13,6 +14,7 @@ use super::control::{Control, Request};
 use super::document::{LastReload, Sources, result_name};
 use super::json::Form;
 use super::listen::Listener;
+use super::manager::Manager;
 use super::metrics::{Server, Wish};
 use super::ports::Ports;
 use super::sys::Pid;
@@ -42,6 +44,7 @@ struct Metrics {
 pub(super) struct Observers {
     control: Option<Control>,
     metrics: Option<Metrics>,
+    manager: Option<Manager>,
     reload: Option<LastReload>,
     /// What workers use.
     pub(super) usages: Usages,
@@ -59,8 +62,8 @@ pub(super) struct View<'a> {
 }
 
 impl Observers {
-    /// Those who come to this control socket and to this listener for metrics.
-    pub(super) fn new(control: Option<Control>, metrics: Option<Listener>) -> Self {
+    /// Those who come to this control socket and to this listener for metrics, and who has started panzer.
+    pub(super) fn new(control: Option<Control>, metrics: Option<Listener>, manager: Option<Manager>) -> Self {
         let of_listener = |listener| Metrics {
             listener,
             server: None,
@@ -69,7 +72,8 @@ impl Observers {
             last_answer: Duration::ZERO,
         };
         let started_at = clock::since_epoch();
-        Self { control, metrics: metrics.map(of_listener), reload: None, usages: Usages::default(), started_at }
+        let metrics = metrics.map(of_listener);
+        Self { control, metrics, manager, reload: None, usages: Usages::default(), started_at }
     }
 
     /// Has panzer told of clients.
@@ -87,7 +91,8 @@ impl Observers {
             None => Some(metrics.start_at),
             Some(_) => metrics.answer_at,
         });
-        sooner(self.control.as_ref().and_then(Control::next_deadline), metrics)
+        let manager = self.manager.as_ref().and_then(Manager::next_deadline);
+        sooner(sooner(self.control.as_ref().and_then(Control::next_deadline), metrics), manager)
     }
 
     /// Whether clients are to be let in again.
@@ -195,6 +200,17 @@ impl Observers {
         } else if supervisor.is_ending() {
             self.tell(None, "", true);
         }
+    }
+
+    /// Tells panzer's own manager what it does not know yet.
+    ///
+    /// # Errors
+    /// It cannot be told anything. That is said once, until it can.
+    pub(super) fn tell_manager(&mut self, now: Duration, supervisor: &Supervisor) -> Result<(), Errno> {
+        let Some(manager) = &mut self.manager else { return Ok(()) };
+        let result = self.reload.as_ref().and_then(|reload| reload.result.as_ref());
+        let failure = result.filter(|(is_ok, _)| !is_ok).map(|(_, text)| text.as_str());
+        manager.tell(now, supervisor.to_be_known(now, failure))
     }
 
     fn tell(&mut self, generation: Option<Generation>, line: &str, is_last: bool) {

@@ -18,6 +18,7 @@ use super::feedback::Asked;
 use super::files;
 use super::guard::GuardSettings;
 use super::listen::{self, FIRST_DESCRIPTOR, Listener, Queues};
+use super::manager::Manager;
 use super::observers::Observers;
 use super::ports::{self, AlsoSent, PortSettings, Ports};
 use super::spawn::{DeathPipe, Launcher, PortFilter, above_handed_down, candidates};
@@ -167,11 +168,11 @@ impl Parts {
         launcher.descriptor_limit = descriptor_limit;
         // As variables they may be set for a whole image; without workers there is nothing to say there.
         if !supervised {
-            self.observers = Some(Observers::new(None, None));
+            self.observers = Some(Observers::new(None, None, None));
             return Ok(());
         }
         self.pid_file = config.pid_file.as_deref().map(PidFile::take).transpose()?;
-        self.observers = Some(Observers::new(control(config, log)?, metrics_listener(config)?));
+        self.observers = Some(Observers::new(control(config, log)?, metrics_listener(config)?, Manager::find()));
         self.status_file = config.status_file.as_deref().map(StatusFile::new).transpose()?;
         Ok(())
     }

@@ -4,8 +4,8 @@
 //! no lock.
 #![allow(unsafe_code, reason = "this is the one module that may hold it; a test proves that no other does")]
 
-use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_long};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_long};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -60,9 +60,7 @@ extern "C" fn early() {
     FOUND_PIPE_IGNORED.store(is_ignored(Signal::PIPE), Ordering::Relaxed);
     FOUND_CHLD_IGNORED.store(is_ignored(Signal::CHLD), Ordering::Relaxed);
     for number in 0..=2 {
-        // SAFETY: F_GETFD reads a flag of whatever descriptor there is.
-        let closed = unsafe { libc::fcntl(number, libc::F_GETFD) } == -1;
-        if closed {
+        if descriptor_flags(number).is_err() {
             fill(number);
         }
     }
@@ -104,43 +102,50 @@ pub unsafe fn list_arguments(count: c_int, list: *const *const c_char) -> Vec<Os
     strings.map(|string| OsStr::from_bytes(string.to_bytes()).to_owned()).collect()
 }
 
-/// A variable of panzer's own environment. std's way there, with a lock that panzer's one thread does not need, is 1 kB more.
+/// A variable of panzer's own environment.
 #[must_use]
 pub fn variable(name: &str) -> Option<OsString> {
-    let name = CString::new(name).ok()?;
-    // SAFETY: the name is a C string, and nobody changes the environment.
-    let value = unsafe { libc::getenv(name.as_ptr()) };
-    // SAFETY: it is null or a C string, which lives as long as the process.
-    (!value.is_null()).then(|| OsStr::from_bytes(unsafe { CStr::from_ptr(value) }.to_bytes()).to_owned())
+    environment().find(|(known, _)| *known == name).map(|(_, value)| value.to_owned())
+}
+
+/// One that is a number.
+pub(super) fn number(name: &str) -> Option<u64> {
+    variable(name)?.to_str()?.parse().ok()
 }
 
 /// All of them. What is no `NAME=value` is left out.
 pub(super) fn variables() -> Vec<(OsString, OsString)> {
+    environment().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// std's way there, with a lock that panzer's one thread does not need, is 1 kB more.
+fn environment() -> impl Iterator<Item = (&'static OsStr, &'static OsStr)> {
     unsafe extern "C" {
         static environ: *const *const c_char;
     }
-    let mut all = Vec::new();
     // SAFETY: the C library sets it before `main`, and nobody changes it.
     let mut next = unsafe { environ };
-    // SAFETY: it points to an entry of a list that null ends, at the latest to that end.
-    while let Some(entry) = unsafe { next.as_ref() }.filter(|entry| !entry.is_null()) {
-        // SAFETY: each is a C string that lives as long as the process.
-        let entry = unsafe { CStr::from_ptr(*entry) }.to_bytes();
-        // A name may begin with an equals sign, as std has it.
-        let equals = entry.iter().skip(1).position(|byte| *byte == b'=');
-        if let Some((name, [_, value @ ..])) = equals.and_then(|equals| entry.split_at_checked(equals + 1)) {
-            all.push((OsStr::from_bytes(name).to_owned(), OsStr::from_bytes(value).to_owned()));
-        }
+    let entries = std::iter::from_fn(move || {
+        // SAFETY: it points to an entry of a list that null ends, at the latest to that end.
+        let entry = unsafe { next.as_ref() }.filter(|entry| !entry.is_null())?;
         // SAFETY: this one was not the end.
         next = unsafe { next.add(1) };
-    }
-    all
+        // SAFETY: each is a C string that lives as long as the process.
+        Some(unsafe { CStr::from_ptr(*entry) }.to_bytes())
+    });
+    entries.filter_map(|entry| {
+        // A name may begin with an equals sign, as std has it.
+        let equals = entry.iter().skip(1).position(|byte| *byte == b'=')? + 1;
+        let (name, value) = entry.split_at_checked(equals)?;
+        Some((OsStr::from_bytes(name), OsStr::from_bytes(value.get(1..)?)))
+    })
 }
 
 /// Opens something harmless as descriptor `number`, the lowest closed one.
 fn fill(number: RawFd) {
-    // SAFETY: the path is a C string; `number` is the lowest free descriptor, so that is what open gives.
-    if unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) } == number {
+    // `number` is the lowest free descriptor, so that is what open gives.
+    let null = rustix::fs::open(c"/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
+    if null.is_ok_and(|null| null.into_raw_fd() == number) {
         return;
     }
     let mut ends: [c_int; 2] = [-1, -1];
@@ -351,12 +356,16 @@ pub(super) fn close_range(first: RawFd, last: RawFd) {
     }
 }
 
+/// The flags of whatever descriptor there is.
+fn descriptor_flags(number: RawFd) -> Result<c_long, Errno> {
+    // SAFETY: F_GETFD reads a flag. By `fcntl`, which knows each command and its argument, it would be 300 bytes more.
+    let flags = unsafe { libc::syscall(libc::SYS_fcntl, number, libc::F_GETFD) };
+    if flags == -1 { Err(last_error()) } else { Ok(flags) }
+}
+
 /// Takes over a descriptor that panzer inherited.
 pub(super) fn adopt(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: F_GETFD reads a flag of whatever descriptor there is.
-    if unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
-        return None;
-    }
+    descriptor_flags(number).ok()?;
     // SAFETY: it is open, and each inherited number is adopted once, before anything else could own it.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
@@ -415,8 +424,9 @@ pub(super) fn release_program() {
 /// What a clock shows, which is zero where there is none.
 pub(super) fn read_clock(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes one such structure.
-    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    // SAFETY: the call writes one such structure. By `clock_gettime`, which looks for the kernel's own function, it would be
+    // 700 bytes and a resident page more; panzer looks at a clock a few times an event.
+    unsafe { libc::syscall(libc::SYS_clock_gettime, clock, &raw mut time) };
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
@@ -659,23 +669,22 @@ pub(super) fn add_to_epoll_as(
     // Whatever numbers these have, now they are others.
     let epoll = rustix::io::fcntl_dupfd_cloexec(epoll, number + 1)?;
     let socket = rustix::io::fcntl_dupfd_cloexec(socket, number + 1)?;
-    // SAFETY: F_GETFD reads a flag of whatever descriptor there is.
-    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    let flags = descriptor_flags(number);
     // SAFETY: F_DUPFD_CLOEXEC copies whatever descriptor there is.
-    let saved = owned_descriptor(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, number + 1) }.into());
-    if flags != -1 && saved.is_err() {
+    let saved = owned_descriptor(unsafe { libc::syscall(libc::SYS_fcntl, number, libc::F_DUPFD_CLOEXEC, number + 1) });
+    if flags.is_ok() && saved.is_err() {
         return saved.map(drop);
     }
     // SAFETY: panzer has one thread, so nobody uses `number` meanwhile; what it was is kept in `saved`.
-    let taken = unsafe { libc::dup3(socket.as_raw_fd(), number, libc::O_CLOEXEC) };
+    let taken = unsafe { libc::syscall(libc::SYS_dup3, socket.as_raw_fd(), number, libc::O_CLOEXEC) };
     let mut event = libc::epoll_event { events, u64: data };
     // SAFETY: the kernel reads the event, and both descriptors are open.
     let added = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, number, &raw mut event) };
     let added = if taken == -1 { Err(last_error()) } else { result_of(added) };
-    let close_on_exec = if flags == 0 { 0 } else { libc::O_CLOEXEC };
+    let close_on_exec = if flags == Ok(0) { 0 } else { libc::O_CLOEXEC };
     match saved {
         // SAFETY: this gives the number back to what it was.
-        Ok(saved) => drop(unsafe { libc::dup3(saved.as_raw_fd(), number, close_on_exec) }),
+        Ok(saved) => drop(unsafe { libc::syscall(libc::SYS_dup3, saved.as_raw_fd(), number, close_on_exec) }),
         // SAFETY: it was closed before, and is what was made of it just now.
         Err(_) => drop(unsafe { libc::close(number) }),
     }

@@ -14,6 +14,7 @@
 //! - [`rotation`]: which slots get new connections
 //! - `clearing`: what remains at the end
 //! - [`report`], [`status`], [`statistics`]: what there is to say, how everything is, what has happened so far
+//! - [`manager`]: what panzer's own manager is told
 
 pub mod actions;
 mod clearing;
@@ -22,6 +23,7 @@ mod events;
 pub mod init;
 mod leaving;
 mod lives;
+pub mod manager;
 pub mod notice;
 pub mod report;
 pub mod restart;

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::json::Json;
@@ -123,10 +124,13 @@ impl Running {
         self.ctl_command(words).run()
     }
 
-    /// How many descriptors it has open.
+    /// How many descriptors it has open, but for those of its standard error, which is opened anew for each line.
     #[track_caller]
     pub(crate) fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.panzer_pid())).expect("panzer runs").count()
+        let directory = PathBuf::from(format!("/proc/{}/fd", self.panzer_pid()));
+        let stderr = fs::read_link(directory.join("2")).expect("panzer runs");
+        let all = fs::read_dir(directory).expect("panzer runs").flatten();
+        all.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target != stderr)).count()
     }
 
     /// How much memory of its own it has, in kB.

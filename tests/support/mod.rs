@@ -17,6 +17,7 @@ pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod report;
 pub(crate) mod scratch;
+pub(crate) mod systemd;
 pub(crate) mod worker;
 pub(crate) mod yaml;
 

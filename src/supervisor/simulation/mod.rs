@@ -395,13 +395,13 @@ impl World {
                 *self.tally.entry("old_goes_on").or_insert(0) += 1;
             }
             Report::Ended { worker, next: Next::Successor, .. } => drop(self.vacant_since.remove(&worker.slot)),
+            Report::Stopped(_, End::Killed { note: Note::OutOfMemory, .. }) => {
+                self.check(false, "panzer's own KILL is not called want of memory");
+            }
             // A stop that nobody has ordered: a fatal exit, the crash limit.
             Report::GivingUp(..) => self.stop_begins(self.now),
             Report::Stopping(_, _, Duration::ZERO) => {
                 self.check(self.has_stop_begun(), "workers are stopped before the delay is over");
-            }
-            Report::Stopped(_, End::Killed { note: Note::OutOfMemory, .. }) => {
-                self.check(false, "panzer's own KILL is not called want of memory");
             }
             _ => {}
         }
