@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::binders::left_out;
+use crate::support::binders::{is_root, left_out};
 use crate::support::json::Json;
 use crate::support::panzer::Panzer;
 use crate::support::yaml;
@@ -201,7 +201,12 @@ fn kubernetes_knows_every_field() {
         );
     }
     let files = manifests().into_keys().filter(|name| name != "podmonitor.yaml");
-    let output = Command::new(&program).arg("--strict").args(files.map(|name| folder().join(name))).output().unwrap();
+    let output = Command::new(&program).arg("--strict").args(files.map(|name| folder().join(name))).output();
+    // The interpreter may be root's alone.
+    let Ok(output) = output else {
+        assert!(!is_root(), "{}: {output:?}", program.display());
+        return left_out("whether Kubernetes knows the fields of deploy/kubernetes: this user cannot run the program");
+    };
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.matches(" passed for resource ").count() == 5, "{said}");
 }
