@@ -18,7 +18,7 @@ pub(super) struct Group<'a> {
 
 /// `/proc/self/cgroup` and `/proc/self/mountinfo`, empty where they cannot be read.
 pub(super) fn own() -> (String, String) {
-    let read = |path| files::read_text(Path::new(path)).unwrap_or_default();
+    let read = |path| files::read_long_text(Path::new(path)).unwrap_or_default();
     (read("/proc/self/cgroup"), read("/proc/self/mountinfo"))
 }
 

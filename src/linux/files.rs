@@ -15,6 +15,9 @@ use rustix::io::Errno;
 /// So many bytes are asked for at once: most of what is read stands in `/proc` and is shorter.
 const AT_ONCE: usize = 2048;
 
+/// More than the largest piece of `sys.rs`'s memory that is kept.
+const LONG: usize = 32 * 1024;
+
 /// Opens what is there.
 pub(super) fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::open(&*c_string(path)?, flags | OFlags::CLOEXEC, Mode::empty())
@@ -66,8 +69,12 @@ pub(super) fn is_directory(path: &Path) -> bool {
 /// # Errors
 /// What the kernel says.
 pub fn read(path: &Path) -> Result<Vec<u8>, Errno> {
+    read_into(path, Vec::new())
+}
+
+/// The same, into the room that there is as far as it goes.
+fn read_into(path: &Path, mut content: Vec<u8>) -> Result<Vec<u8>, Errno> {
     let file = open(path, OFlags::RDONLY)?;
-    let mut content = Vec::new();
     loop {
         content.reserve(AT_ONCE);
         match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut content)) {
@@ -81,6 +88,12 @@ pub fn read(path: &Path) -> Result<Vec<u8>, Errno> {
 /// All that a file holds; `None`: it cannot be read, or is no text.
 pub(super) fn read_text(path: &Path) -> Option<String> {
     String::from_utf8(read(path).ok()?).ok()
+}
+
+/// The same of what may be long, is read at the start only, and is let go of again: memory of its own, which goes back to the
+/// kernel, where growing pieces would stay resident.
+pub(super) fn read_long_text(path: &Path) -> Option<String> {
+    String::from_utf8(read_into(path, Vec::with_capacity(LONG)).ok()?).ok()
 }
 
 /// Writes all of it.
