@@ -19,6 +19,7 @@ fn the_example_image_serves_and_its_power_button_stops_it() {
     for worker in ["worker=0 ", "worker=1 "] {
         wait_until(&format!("{worker}answers"), || machine.ask("GET / HTTP/1.0\r\n\r").contains(worker));
     }
+    machine.wait_console("panzer: all 2 workers are ready\n");
     machine.press_power_button();
     let console = machine.wait_off();
     let lines = [
