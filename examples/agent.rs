@@ -12,7 +12,8 @@
 //! - `terminal`: the controlling terminal, the foreground group and its own group, as numbers
 //! - `limit PID RESOURCE BYTES`: `prlimit(2)` of `as`
 //! - `break PID`: puts an instruction that there is not where the process will go on
-//! - `mount TYPE PLACE`, `become PROGRAM ARGUMENT...`: for what comes before panzer
+//! - `write PATH TEXT`, `mount TYPE SOURCE PLACE`: a plus in the path is a blank
+//! - `become PROGRAM ARGUMENT...`: for what comes before panzer
 //! - `spawn PROGRAM ARGUMENT...`: a process that nobody waits for
 //! - `deaf`: sleeps for good, and does not heed TERM
 //! - `exit STATUS`: ends the worker
@@ -69,6 +70,10 @@ fn answer(line: &str) -> Result<String, Box<dyn Error>> {
         ["pid"] => format!("{}\n", process::id()),
         ["variable", name] => format!("{}\n", env::var(name)?),
         ["read", path] => String::from_utf8_lossy(&fs::read(path)?).into_owned(),
+        ["write", path, text] => {
+            fs::write(path.replace('+', " "), text)?;
+            "written\n".to_owned()
+        }
         ["link", path] => format!("{}\n", fs::read_link(path)?.display()),
         ["list", path] => {
             let mut names: Vec<String> = fs::read_dir(path)?
@@ -103,9 +108,10 @@ fn answer(line: &str) -> Result<String, Box<dyn Error>> {
             memory.write_all_at(&[0x0f, 0x0b], u64::from_str_radix(place, 16)?)?;
             "broken\n".to_owned()
         }
-        ["mount", kind, place] => {
-            fs::create_dir_all(place)?;
-            rustix::mount::mount(*kind, *place, *kind, rustix::mount::MountFlags::empty(), None)?;
+        ["mount", kind, source, place] => {
+            let place = place.replace('+', " ");
+            fs::create_dir_all(&place)?;
+            rustix::mount::mount(*source, &place, *kind, rustix::mount::MountFlags::empty(), None)?;
             "mounted\n".to_owned()
         }
         ["become", program, arguments @ ..] => return Err(Command::new(program).args(arguments).exec().into()),

@@ -3,7 +3,10 @@
 mod vm;
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
+use crate::support::scratch::Scratch;
 use crate::support::wait_until;
 use vm::{Image, made};
 
@@ -34,6 +37,14 @@ fn the_example_image_serves_and_its_power_button_stops_it() {
     assert_eq!(console.lines().count(), lines.len(), "{console}");
 }
 
+/// What a program of e2fsprogs says about a disk's file.
+fn e2fs(program: &str, arguments: &[&str], disk: &Path) -> String {
+    let path = "/usr/sbin:/sbin:/usr/bin:/bin";
+    let output = Command::new(program).args(arguments).arg(disk).env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 #[track_caller]
 fn assert_in_order(console: &str, lines: &[&str]) {
     let mut rest = console;
@@ -48,7 +59,11 @@ fn assert_in_order(console: &str, lines: &[&str]) {
 fn a_machine_is_made_ready_workers_are_replaced_and_reloaded_and_ctrl_alt_del_stops_it() {
     // A directory in its place: the kernel cannot open the console for panzer, so 0 to 2 are closed at the start.
     let image = Image::with_agent().file("etc/panzer.conf", AGENT).file("run", "in the way").directory("dev/console");
-    let mut machine = image.boot("PANZER_WORKERS=3 -- --on-exit reboot");
+    let scratch = Scratch::new();
+    let disk = scratch.write("disk", "");
+    fs::File::options().write(true).open(&disk).unwrap().set_len(8 << 20).unwrap();
+    e2fs("mkfs.ext4", &["-q"], &disk);
+    let mut machine = image.disk(&disk).boot("PANZER_WORKERS=3 -- --on-exit reboot");
     for number in 0..=2 {
         assert_eq!(machine.ask(&format!("link /proc/1/fd/{number}")), "/dev/console\n");
     }
@@ -83,8 +98,14 @@ fn a_machine_is_made_ready_workers_are_replaced_and_reloaded_and_ctrl_alt_del_st
     assert!(machine.ask("run /init ctl reload").contains("status=0"));
     machine.wait_console("panzer: reloaded: all 3 workers are of generation 2\n");
 
+    // Something to be written out and unmounted.
+    assert_eq!(machine.ask("mount ext4 /dev/vda /my+data"), "mounted\n");
+    assert_eq!(machine.ask("write /my+data/file words"), "written\n");
     machine.press_ctrl_alt_del();
     let console = machine.wait_off();
+    assert_eq!(e2fs("debugfs", &["-R", "cat file"], &disk), "words");
+    let state = e2fs("dumpe2fs", &["-h"], &disk);
+    assert!(state.contains("Filesystem state:         clean") && !state.contains("needs_recovery"), "{state}");
     let end = [
         "SIGINT: stopping 3 workers\n",
         "everything has stopped\n",
@@ -97,7 +118,7 @@ fn a_machine_is_made_ready_workers_are_replaced_and_reloaded_and_ctrl_alt_del_st
 #[test]
 #[ignore = "run by scripts/test-vm"]
 fn one_child_has_the_console_as_its_terminal_and_what_is_mounted_is_left_alone() {
-    let before = "mount proc /proc\nmount tmpfs /tmp\nbecome /init --on-exit halt /bin/agent /etc/lines\n";
+    let before = "mount proc proc /proc\nmount tmpfs tmpfs /tmp\nbecome /init --on-exit halt /bin/agent /etc/lines\n";
     let lines = "terminal\nread /proc/mounts\nspawn /bin/agent /etc/deaf\nexit 3\n";
     let image = Image::with_agent().file("etc/before", before).file("etc/lines", lines).file("etc/deaf", "deaf\n");
     let machine = image.file("etc/panzer.conf", "linger 100ms\n").boot("rdinit=/bin/agent -- /etc/before");

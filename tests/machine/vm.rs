@@ -26,12 +26,13 @@ pub(crate) fn made(name: &str) -> PathBuf {
 pub(crate) struct Image {
     scratch: Scratch,
     parts: Vec<Vec<u8>>,
+    disk: Option<PathBuf>,
 }
 
 impl Image {
     /// panzer as `/init`, and nothing else.
     pub(crate) fn bare() -> Image {
-        let mut image = Image { scratch: Scratch::new(), parts: Vec::new() };
+        let mut image = Image { scratch: Scratch::new(), parts: Vec::new(), disk: None };
         let init = fs::read(binary()).unwrap();
         image.add_bytes("init", &init);
         image
@@ -40,7 +41,7 @@ impl Image {
     /// The example's image, with the program that does what it is told.
     pub(crate) fn with_agent() -> Image {
         let parts = ["image.gz", "agent.gz"].map(|name| fs::read(made(name)).unwrap()).to_vec();
-        Image { scratch: Scratch::new(), parts }
+        Image { scratch: Scratch::new(), parts, disk: None }
     }
 
     /// Adds a file, or puts it in another's place.
@@ -54,6 +55,15 @@ impl Image {
         let folder = self.part();
         fs::create_dir_all(folder.join(path)).unwrap();
         self.pack(&folder);
+        self
+    }
+
+    /// Gives it a disk, and the module that this takes.
+    pub(crate) fn disk(mut self, disk: &Path) -> Image {
+        self.disk = Some(disk.to_owned());
+        let order = fs::read_to_string(made("kernel/modules/order")).unwrap() + "virtio_blk.ko\n";
+        self.add_bytes("lib/modules/order", order.as_bytes());
+        self.add_bytes("lib/modules/virtio_blk.ko", &fs::read(made("kernel/virtio_blk.ko")).unwrap());
         self
     }
 
@@ -89,7 +99,7 @@ impl Image {
             bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
         fs::write(&initrd, bytes).unwrap();
-        Vm::start(self.scratch, &initrd, append)
+        Vm::start(self.scratch, &initrd, self.disk.as_deref(), append)
     }
 }
 
@@ -102,7 +112,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    fn start(scratch: Scratch, initrd: &Path, append: &str) -> Vm {
+    fn start(scratch: Scratch, initrd: &Path, disk: Option<&Path>, append: &str) -> Vm {
         let port = free_port();
         let monitor = format!("unix:{},server=on,wait=off", scratch.path("monitor").display());
         let mut qemu = Command::new("qemu-system-x86_64")
@@ -114,6 +124,10 @@ impl Vm {
             .arg(made("kernel/vmlinuz"))
             .arg("-initrd")
             .arg(initrd)
+            .args(
+                disk.iter()
+                    .flat_map(|disk| ["-drive".to_owned(), format!("file={},format=raw,if=virtio", disk.display())]),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::from(File::create(scratch.path("qemu")).unwrap()))
