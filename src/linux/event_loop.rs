@@ -488,7 +488,10 @@ impl Running {
             return;
         }
         let target = sys::own_group().filter(|_| at_terminal).map_or(Target::Process(self.own), Target::Group);
+        let before = self.now();
+        // panzer is stopped before this returns (`kill(2)`), and so are workers: none of them was silent.
         let _ = sys::kill(target, Signal::STOP);
+        self.start = self.start.later(self.now().saturating_sub(before));
     }
 
     fn spawn(&mut self, worker: WorkerId, generation: Generation, workers: u32) {
