@@ -563,6 +563,26 @@ fn when_panzer_and_its_workers_were_stopped_together_nobody_was_silent() {
 }
 
 #[test]
+fn a_panzer_that_is_stopped_again_and_again_gets_to_kill_all_the_same() {
+    let service = Service::start(
+        "-n 1 --ready exec --stop TERM/2/KILL",
+        "trap '' TERM; touch $DIR/deaf; while :; do sleep 1; done",
+    );
+    let deaf = life(&service, 0);
+    wait_until("it ignores TERM", || service.scratch.path("deaf").exists());
+    service.running.signal(libc::SIGTERM);
+    service.wait_line("stopping 1 worker");
+    wait_until("it is killed", || {
+        service.running.signal(libc::SIGSTOP);
+        thread::sleep(Duration::from_millis(50));
+        service.running.signal(libc::SIGCONT);
+        thread::sleep(Duration::from_millis(20));
+        !deaf.is_alive()
+    });
+    service.running.wait_exit();
+}
+
+#[test]
 fn after_an_abort_that_is_ignored_comes_the_stop_schedule_and_the_slot_does_not_wait_for_it() {
     let script = "if mkdir $DIR/once 2>/dev/null; then exec $PROBE $DIR/report record=$DIR/record; fi
 exec $PROBE - beat=$DIR/never >/dev/null";

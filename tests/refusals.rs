@@ -549,3 +549,17 @@ fn a_refusal_is_one_json_object_where_that_is_asked_for() {
         assert!(output.stderr.contains(part), "no {part} in {output:?}");
     }
 }
+
+#[test]
+fn a_file_of_options_that_holds_no_text_is_refused() {
+    let scratch = Scratch::new();
+    let path = scratch.path("options");
+    // What the command were given would end at the NUL.
+    for (content, cause) in
+        [(&b"-- echo a\0b\n"[..], "it holds a NUL byte"), (b"# \xff\n-- echo a\n", "it is not UTF-8")]
+    {
+        fs::write(&path, content).unwrap();
+        let output = Panzer::new(["--config", path.to_str().unwrap()]).run();
+        assert_refused("a file", &output, 125, &["cannot read ", "options: ", cause]);
+    }
+}

@@ -402,6 +402,24 @@ fn beats_go_on_while_workers_are_told_to_stop() {
     running.ends_with(libc::SIGQUIT, 137);
 }
 
+#[test]
+fn after_an_absence_a_beat_comes_at_once() {
+    let mut systemd = Systemd::new();
+    // The next one would come in an hour.
+    let started = panzer("-n 1 --ready exec", &["sleep", "100000"]).env("WATCHDOG_USEC", "7200000000");
+    let running = systemd.start(started);
+    systemd.wait(UnitState::Active);
+    systemd.wait_beats(0);
+    let before = systemd.beats;
+    wait_until("there is a beat", || {
+        running.signal(libc::SIGSTOP);
+        running.signal(libc::SIGCONT);
+        systemd.wait_beats(0);
+        systemd.beats > before
+    });
+    running.ends_with(libc::SIGTERM, 0);
+}
+
 // Who is told by whom
 
 #[test]

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -11,7 +13,7 @@ use crate::init_mode::wait_state;
 use crate::support::panzer::{Panzer, Running};
 use crate::support::report::{Report, recorded};
 use crate::support::scratch::Scratch;
-use crate::support::{example, process, wait_for, wait_until};
+use crate::support::{example, holds_for, process, wait_for, wait_until};
 
 const CTRL_C: &str = "\u{3}";
 const CTRL_Z: &str = "\u{1a}";
@@ -315,4 +317,24 @@ fn ctrl_z_stops_workers_and_panzer_and_fg_resumes_them() {
         wait_until("both have ended", || !process::alive(worker) && !process::alive(panzer));
         terminal.exit();
     }
+}
+
+#[test]
+fn workers_that_ctrl_z_has_stopped_were_not_silent() {
+    let Some((_, mut terminal)) = Terminal::interactive().next() else { return };
+    terminal.press("\"$PROGRAM\" -n 1 --ready exec --watchdog 2s -- \"$PROBE\" \"$OUT\" beat=\"$OUT.never\"\n");
+    let worker = Report::wait(&terminal.out()).number("pid");
+    let panzer = terminal.running.panzer_pid();
+    terminal.press(CTRL_Z);
+    for pid in [worker, panzer] {
+        wait_state(pid, true, &format!("Ctrl-Z stops {pid}"));
+    }
+    // Longer than it may be silent.
+    thread::sleep(Duration::from_secs(3));
+    terminal.press("fg\n");
+    wait_state(worker, false, "fg resumes it");
+    holds_for(Duration::from_secs(1), "it is left alone", || process::alive(worker));
+    terminal.press(CTRL_C);
+    wait_until("both have ended", || !process::alive(worker) && !process::alive(panzer));
+    terminal.exit();
 }

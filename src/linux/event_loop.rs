@@ -48,6 +48,10 @@ const ABSENCE: Duration = Duration::from_millis(500);
 /// What is due then is put off until workers, who may have been frozen as well, have had so much time to say something.
 const AFTER_ABSENCE: Duration = Duration::from_secs(1);
 
+/// So often what is due is put off: whoever stops panzer again and again, or a machine on which it is always late, must not
+/// keep it from ever doing that.
+const ABSENCES: u8 = 3;
+
 /// How long to rest where the kernel refuses to wait for events.
 const WAIT_RETRY: Duration = Duration::from_millis(100);
 
@@ -105,6 +109,8 @@ pub struct Running {
     reap_again: bool,
     /// When panzer's own code is to be taken out of its resident memory.
     release_at: Option<Duration>,
+    /// What was put off last for an absence, and how often.
+    put_off: (Duration, u8),
     /// The status to exit with.
     status: Option<Status>,
     start: Instant,
@@ -144,6 +150,7 @@ impl Running {
             // Children from before the exec may have ended while SIGCHLD told nobody.
             reap_again: true,
             release_at: Some(RELEASE_DELAY),
+            put_off: (Duration::ZERO, 0),
             status: None,
             start: Instant::now(),
             own: Pid::own(),
@@ -275,9 +282,18 @@ impl Running {
     /// shortly before what was due, and never from before the wait.
     fn make_up_for_absence(&mut self, before: Duration, deadline: Duration, interrupted: bool) {
         let now = self.now();
-        if interrupted || now >= deadline + ABSENCE {
-            let resumed = before.max(deadline.saturating_sub(AFTER_ABSENCE));
-            self.start = self.start.later(now.saturating_sub(resumed));
+        if !interrupted && now < deadline + ABSENCE {
+            return;
+        }
+        // Who waits for a sign of life does so by a clock that went on.
+        self.prepared.observers.beat_at_once();
+        let resumed = before.max(deadline.saturating_sub(AFTER_ABSENCE));
+        if self.put_off.0 != deadline {
+            self.put_off = (deadline, 0);
+        }
+        if resumed < now && self.put_off.1 < ABSENCES {
+            self.put_off.1 += 1;
+            self.start = self.start.later(now - resumed);
         }
     }
 
@@ -472,7 +488,10 @@ impl Running {
             return;
         }
         let target = sys::own_group().filter(|_| at_terminal).map_or(Target::Process(self.own), Target::Group);
+        let before = self.now();
+        // panzer is stopped before this returns (`kill(2)`), and so are workers: none of them was silent.
         let _ = sys::kill(target, Signal::STOP);
+        self.start = self.start.later(self.now().saturating_sub(before));
     }
 
     fn spawn(&mut self, worker: WorkerId, generation: Generation, workers: u32) {

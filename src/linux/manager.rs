@@ -62,6 +62,11 @@ impl Manager {
         self.wake_at
     }
 
+    /// A beat is due, as after an absence.
+    pub(super) fn beat_at_once(&mut self) {
+        self.beat_at = self.interval.map(|_| Duration::ZERO);
+    }
+
     /// Tells it what it does not know yet.
     ///
     /// # Errors

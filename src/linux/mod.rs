@@ -87,6 +87,10 @@ pub fn print(text: &str) -> Result<(), rustix::io::Errno> {
 /// Why it cannot be had.
 pub fn read_options(path: &std::path::Path) -> Result<String, String> {
     let bytes = files::read(path).map_err(words)?;
+    // What a program is given would end there.
+    if bytes.contains(&0) {
+        return Err("it holds a NUL byte".to_owned());
+    }
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
 }
 

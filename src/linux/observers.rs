@@ -202,6 +202,11 @@ impl Observers {
         }
     }
 
+    /// Has panzer's own manager told at the next occasion that panzer lives.
+    pub(super) fn beat_at_once(&mut self) {
+        self.manager.iter_mut().for_each(Manager::beat_at_once);
+    }
+
     /// Tells panzer's own manager what it does not know yet.
     ///
     /// # Errors

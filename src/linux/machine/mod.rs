@@ -106,16 +106,30 @@ impl Machine {
         };
         log.say(Level::Warning, "machine_ends", &format!("exit status {}; {what}", status.0));
         let _ = sys::kill(Target::Namespace, Signal::KILL);
-        for _ in 0..LOOKS {
-            match rustix::process::wait(WaitOptions::NOHANG) {
-                Ok(Some(_)) | Err(Errno::INTR) => {}
-                Ok(None) => clock::sleep(PAUSE),
-                Err(_) => break,
+        wait_until_alone(&mut || match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(None) => {
+                clock::sleep(PAUSE);
+                Ok(false)
             }
-        }
+            Ok(Some(_)) | Err(Errno::INTR) => Ok(true),
+            Err(error) => Err(error),
+        });
         rustix::fs::sync();
         mounts::unmount_all(&mut |place, error| complain(log, "unmount", &place.display(), Err(error)));
         complain(log, "end", &"the machine", rustix::system::reboot(self.command()));
+    }
+}
+
+/// Reaps until nobody is left. `reap` says whether somebody was; only where not it counts as a look, so that many who were
+/// killed do not use them up.
+fn wait_until_alone(reap: &mut dyn FnMut() -> Result<bool, Errno>) {
+    let mut looks = LOOKS;
+    while looks > 0 {
+        match reap() {
+            Ok(true) => {}
+            Ok(false) => looks -= 1,
+            Err(_) => break,
+        }
     }
 }
 
@@ -141,4 +155,28 @@ fn look_unseen() -> Result<u64, Errno> {
     rustix::mount::fsconfig_create(&context)?;
     let unseen = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
     rustix::fs::statat(unseen, c"self/ns/pid", AtFlags::empty()).map(|namespace| namespace.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_many_were_killed_all_are_reaped() {
+        let mut calls = 0;
+        wait_until_alone(&mut || {
+            calls += 1;
+            match calls {
+                1..=5000 => Ok(calls % 100 != 0),
+                _ => Err(Errno::CHILD),
+            }
+        });
+        assert_eq!(calls, 5001);
+        let mut looks = 0;
+        wait_until_alone(&mut || {
+            looks += 1;
+            Ok(false)
+        });
+        assert_eq!(looks, LOOKS, "who cannot be killed does not keep the machine");
+    }
 }
