@@ -12,7 +12,8 @@
 //! - `terminal`: the controlling terminal, the foreground group and its own group, as numbers
 //! - `limit PID RESOURCE BYTES`: `prlimit(2)` of `as`
 //! - `break PID`: puts an instruction that there is not where the process will go on
-//! - `mount TYPE PLACE`, `become PROGRAM ARGUMENT...`: for what comes before panzer
+//! - `mount TYPE PLACE [SOURCE]`, `write PATH TEXT`: what there is to put away at the end
+//! - `become PROGRAM ARGUMENT...`: for what comes before panzer
 //! - `spawn PROGRAM ARGUMENT...`: a process that nobody waits for
 //! - `deaf`: sleeps for good, and does not heed TERM
 //! - `exit STATUS`: ends the worker
@@ -103,10 +104,15 @@ fn answer(line: &str) -> Result<String, Box<dyn Error>> {
             memory.write_all_at(&[0x0f, 0x0b], u64::from_str_radix(place, 16)?)?;
             "broken\n".to_owned()
         }
-        ["mount", kind, place] => {
+        ["mount", kind, place, source @ ..] => {
             fs::create_dir_all(place)?;
-            rustix::mount::mount(*kind, *place, *kind, rustix::mount::MountFlags::empty(), None)?;
+            let source = source.first().unwrap_or(kind);
+            rustix::mount::mount(*source, *place, *kind, rustix::mount::MountFlags::empty(), None)?;
             "mounted\n".to_owned()
+        }
+        ["write", path, text] => {
+            fs::write(path, text)?;
+            "written\n".to_owned()
         }
         ["become", program, arguments @ ..] => return Err(Command::new(program).args(arguments).exec().into()),
         ["spawn", program, arguments @ ..] => format!("{}\n", Command::new(program).args(arguments).spawn()?.id()),

@@ -96,10 +96,12 @@ fn a_machine_is_made_ready_workers_are_replaced_and_reloaded_and_ctrl_alt_del_st
 
 #[test]
 #[ignore = "run by scripts/test-vm"]
-fn one_child_has_the_console_as_its_terminal_and_what_is_mounted_is_left_alone() {
+fn one_child_has_the_console_as_its_terminal_what_is_mounted_is_left_alone_and_a_disk_is_put_away() {
     let before = "mount proc /proc\nmount tmpfs /tmp\nbecome /init --on-exit halt /bin/agent /etc/lines\n";
-    let lines = "terminal\nread /proc/mounts\nspawn /bin/agent /etc/deaf\nexit 3\n";
-    let image = Image::with_agent().file("etc/before", before).file("etc/lines", lines).file("etc/deaf", "deaf\n");
+    let lines = "terminal\nmount ext4 /mnt /dev/nvme0n1\nwrite /mnt/file kept-on-disk\n\
+                 read /proc/mounts\nspawn /bin/agent /etc/deaf\nexit 3\n";
+    let image =
+        Image::with_agent().disk().file("etc/before", before).file("etc/lines", lines).file("etc/deaf", "deaf\n");
     let machine = image.file("etc/panzer.conf", "linger 100ms\n").boot("rdinit=/bin/agent -- /etc/before");
     machine.wait_console("reboot: System halted\n");
     let console = machine.console();
@@ -107,9 +109,13 @@ fn one_child_has_the_console_as_its_terminal_and_what_is_mounted_is_left_alone()
     let terminal = console.lines().find(|line| line.starts_with("foreground=")).unwrap();
     let words: Vec<&str> = terminal.split(['=', ' ']).collect();
     assert_eq!((words[1], words[5]), (words[3], "1"), "the child has the terminal, in panzer's session: {terminal}");
-    for place in ["/proc", "/tmp", "/sys"] {
+    for place in ["/dev", "/proc", "/sys", "/dev/pts", "/dev/shm", "/run", "/tmp", "/sys/fs/cgroup", "/mnt"] {
         assert_eq!(console.matches(&format!(" {place} ")).count(), 1, "{place} is mounted once\n{console}");
     }
+    let disk = machine.disk();
+    assert!(disk.windows(12).any(|bytes| bytes == b"kept-on-disk"), "what was written is there\n{console}");
+    // The superblock's s_feature_incompat: EXT4_FEATURE_INCOMPAT_RECOVER is set while it is mounted.
+    assert_eq!(disk[1024 + 0x60] & 4, 0, "it was unmounted\n{console}");
 }
 
 #[test]

@@ -26,12 +26,13 @@ pub(crate) fn made(name: &str) -> PathBuf {
 pub(crate) struct Image {
     scratch: Scratch,
     parts: Vec<Vec<u8>>,
+    has_disk: bool,
 }
 
 impl Image {
     /// panzer as `/init`, and nothing else.
     pub(crate) fn bare() -> Image {
-        let mut image = Image { scratch: Scratch::new(), parts: Vec::new() };
+        let mut image = Image { scratch: Scratch::new(), parts: Vec::new(), has_disk: false };
         let init = fs::read(binary()).unwrap();
         image.add_bytes("init", &init);
         image
@@ -40,7 +41,7 @@ impl Image {
     /// The example's image, with the program that does what it is told.
     pub(crate) fn with_agent() -> Image {
         let parts = ["image.gz", "agent.gz"].map(|name| fs::read(made(name)).unwrap()).to_vec();
-        Image { scratch: Scratch::new(), parts }
+        Image { scratch: Scratch::new(), parts, has_disk: false }
     }
 
     /// Adds a file, or puts it in another's place.
@@ -54,6 +55,16 @@ impl Image {
         let folder = self.part();
         fs::create_dir_all(folder.join(path)).unwrap();
         self.pack(&folder);
+        self
+    }
+
+    /// Adds a disk, `/dev/nvme0n1`, with an empty ext4 on it: the kernel has both built in.
+    pub(crate) fn disk(mut self) -> Image {
+        let path = self.scratch.path("disk");
+        File::create(&path).unwrap().set_len(16 << 20).unwrap();
+        let output = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(path).output().expect("mkfs.ext4 runs");
+        assert!(output.status.success(), "{output:?}");
+        self.has_disk = true;
         self
     }
 
@@ -89,7 +100,7 @@ impl Image {
             bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
         fs::write(&initrd, bytes).unwrap();
-        Vm::start(self.scratch, &initrd, append)
+        Vm::start(self.scratch, &initrd, self.has_disk, append)
     }
 }
 
@@ -102,10 +113,15 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    fn start(scratch: Scratch, initrd: &Path, append: &str) -> Vm {
+    fn start(scratch: Scratch, initrd: &Path, has_disk: bool, append: &str) -> Vm {
         let port = free_port();
         let monitor = format!("unix:{},server=on,wait=off", scratch.path("monitor").display());
-        let mut qemu = Command::new("qemu-system-x86_64")
+        let mut qemu = Command::new("qemu-system-x86_64");
+        if has_disk {
+            let file = format!("if=none,id=disk,format=raw,file={}", scratch.path("disk").display());
+            qemu.args(["-drive", &file, "-device", "nvme,drive=disk,serial=1"]);
+        }
+        let mut qemu = qemu
             .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-m", "256", "-accel", "tcg"])
             .args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:8080")])
             .args(["-device", "virtio-net-pci,netdev=net,romfile=", "-qmp", &monitor])
@@ -134,6 +150,11 @@ impl Vm {
     /// All that the console has shown.
     pub(crate) fn console(&self) -> String {
         self.console.lock().unwrap().clone()
+    }
+
+    /// What is on its disk.
+    pub(crate) fn disk(&self) -> Vec<u8> {
+        fs::read(self.scratch.path("disk")).unwrap()
     }
 
     /// Waits until the console has shown this.
