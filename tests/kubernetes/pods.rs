@@ -149,6 +149,7 @@ impl Drop for Pod {
 #[test]
 #[ignore = "run by scripts/test-containers"]
 fn the_deployment_serves_reloads_and_goes_on_serving_while_its_endpoint_is_taken_away() {
+    // A machine with one CPU has but one worker for "auto".
     let pod = Pod::play("deployment.yaml", &[("-n, auto,", "-n, \"2\",")]);
     pod.wait_probe("hello", "startupProbe", "2 of 2 workers are ready");
     pod.wait_probe("hello", "readinessProbe", "2 of 2 workers are ready; 1 are enough");
@@ -193,6 +194,14 @@ fn the_deployment_serves_reloads_and_goes_on_serving_while_its_endpoint_is_taken
     assert!(report.lost() <= 4 && report.refused + report.timed_out == 0, "{report:?}");
     assert_eq!(pod.wait("hello"), "0");
     pod.wait_line("hello", "panzer: everything has stopped");
+}
+
+#[test]
+#[ignore = "run by scripts/test-containers"]
+fn a_pod_has_as_many_workers_as_its_limit_has_cpus() {
+    // One: this machine may have no more than the manifest's two.
+    let pod = Pod::play("deployment.yaml", &[("cpu: \"2\"", "cpu: \"1\"")]);
+    pod.wait_probe("hello", "startupProbe", "1 of 1 workers are ready");
 }
 
 #[test]
