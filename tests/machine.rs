@@ -83,8 +83,15 @@ fn a_machine_is_made_ready_workers_are_replaced_and_reloaded_and_ctrl_alt_del_st
     assert!(machine.ask("run /init ctl reload").contains("status=0"));
     machine.wait_console("panzer: reloaded: all 3 workers are of generation 2\n");
 
+    // What panzer hears of its own crash by is no word from others.
+    for signal in [libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV] {
+        assert_eq!(machine.ask(&format!("signal 1 {signal}")), "sent\n");
+    }
+    wait_until("it goes on", || machine.ask("run /init ctl status").matches("  ready  ").count() == 3);
+
     machine.press_ctrl_alt_del();
     let console = machine.wait_off();
+    assert!(!console.contains("SIGABRT") && !console.contains("SIGSEGV"), "nor forwarded: {console}");
     let end = [
         "SIGINT: stopping 3 workers\n",
         "everything has stopped\n",
