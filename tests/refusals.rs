@@ -379,6 +379,20 @@ fn a_directory_that_is_not_there_is_refused() {
 }
 
 #[test]
+fn a_file_of_options_that_cannot_be_read_or_is_wrong_is_refused() {
+    let marker = Marker::new();
+    let wrong = marker.scratch.write("panzer.conf", "quiet\n\nlinger 2x\n").display().to_string();
+    let line = format!("{wrong} line 3");
+    for (path, parts) in [
+        ("/no/such/panzer.conf", ["cannot read", "/no/such/panzer.conf", "No such file or directory"]),
+        ("/", ["cannot read", "/", "Is a directory"]),
+        (&wrong, [&line, "--linger", "2x"]),
+    ] {
+        marker.refuses(&ALL_WAYS, &["--config", path], &parts);
+    }
+}
+
+#[test]
 fn an_env_dir_with_something_unreadable_in_it_is_refused() {
     let marker = Marker::new();
     for (name, cause) in [("DIRECTORY", "Is a directory"), ("A=B", "holds no \"=\"")] {

@@ -9,7 +9,7 @@ use std::thread;
 
 use super::{at, containers, manifest, option, stop_delay, text, words};
 use crate::support::binders::word;
-use crate::support::engine::{answer, run, said};
+use crate::support::engine::{answer, run, said, workers};
 use crate::support::http::get;
 use crate::support::json::Json;
 use crate::support::load::{self, Load, LoadOptions};
@@ -97,12 +97,6 @@ impl Pod {
         self.inspect(container, "{{.State.Pid}}").parse().unwrap()
     }
 
-    /// The workers of the panzer that is the container's first process.
-    fn workers(panzer: u32) -> Vec<u32> {
-        let children = process::all().into_iter().filter(|one| one.ppid == panzer && !one.is_dead());
-        children.filter(|one| !one.comm.starts_with("panzer")).map(|one| one.pid).collect()
-    }
-
     /// Where a port of the pod is reached.
     #[track_caller]
     fn at(&self, port: u16) -> SocketAddr {
@@ -180,10 +174,10 @@ fn the_deployment_serves_reloads_and_goes_on_serving_while_its_endpoint_is_taken
     let before = load.count();
     wait_until("requests are answered meanwhile", || load.count() > before + 20);
     // Whoever dies now is replaced as ever: nobody knows yet that the endpoint is gone.
-    let old = Pod::workers(panzer);
+    let old = workers(panzer);
     assert!(process::send_signal(old[0], libc::SIGKILL));
     wait_until("it is replaced", || {
-        let now = Pod::workers(panzer);
+        let now = workers(panzer);
         now.len() == 2 && !now.contains(&old[0])
     });
     let ready = wait_for("it is not ready", || get(&metrics, "/readyz").ok().filter(|answer| answer.status == 503));
@@ -223,13 +217,13 @@ fn two_panzers_in_one_pod_are_probed_each_on_its_own_whether_they_share_their_pr
         }
         // One is killed: its own workers go, nobody else's.
         let (hello, admin) = (pod.pid("hello"), pod.pid("admin"));
-        let (theirs, others) = (Pod::workers(hello), Pod::workers(admin));
+        let (theirs, others) = (workers(hello), workers(admin));
         assert_eq!((theirs.len(), others.len()), (2, 1));
         pod.signal("hello", "KILL");
         assert_eq!(pod.wait("hello"), "137");
         wait_until("its workers are gone", || !theirs.iter().any(|pid| process::alive(*pid)));
         pod.wait_probe("admin", "readinessProbe", "1 of 1 workers are ready");
-        assert_eq!(Pod::workers(admin), others);
+        assert_eq!(workers(admin), others);
         // This one has no delay.
         assert_eq!(option(pod.container("admin"), "--stop-delay"), None);
         pod.signal("admin", "TERM");
