@@ -13,7 +13,7 @@
 //! - `limit PID RESOURCE BYTES`: `prlimit(2)` of `as`
 //! - `signal PID NUMBER`: `kill(2)`
 //! - `break PID`: puts an instruction that there is not where the process will go on
-//! - `mount TYPE PLACE [SOURCE]`, `write PATH TEXT`: what there is to put away at the end
+//! - `write PATH TEXT`, `mount TYPE SOURCE PLACE`: a plus in the path is a blank
 //! - `become PROGRAM ARGUMENT...`: for what comes before panzer
 //! - `spawn PROGRAM ARGUMENT...`: a process that nobody waits for
 //! - `deaf`: sleeps for good, and does not heed TERM
@@ -71,6 +71,10 @@ fn answer(line: &str) -> Result<String, Box<dyn Error>> {
         ["pid"] => format!("{}\n", process::id()),
         ["variable", name] => format!("{}\n", env::var(name)?),
         ["read", path] => String::from_utf8_lossy(&fs::read(path)?).into_owned(),
+        ["write", path, text] => {
+            fs::write(path.replace('+', " "), text)?;
+            "written\n".to_owned()
+        }
         ["link", path] => format!("{}\n", fs::read_link(path)?.display()),
         ["list", path] => {
             let mut names: Vec<String> = fs::read_dir(path)?
@@ -105,15 +109,11 @@ fn answer(line: &str) -> Result<String, Box<dyn Error>> {
             memory.write_all_at(&[0x0f, 0x0b], u64::from_str_radix(place, 16)?)?;
             "broken\n".to_owned()
         }
-        ["mount", kind, place, source @ ..] => {
-            fs::create_dir_all(place)?;
-            let source = source.first().unwrap_or(kind);
-            rustix::mount::mount(*source, *place, *kind, rustix::mount::MountFlags::empty(), None)?;
+        ["mount", kind, source, place] => {
+            let place = place.replace('+', " ");
+            fs::create_dir_all(&place)?;
+            rustix::mount::mount(*source, &place, *kind, rustix::mount::MountFlags::empty(), None)?;
             "mounted\n".to_owned()
-        }
-        ["write", path, text] => {
-            fs::write(path, text)?;
-            "written\n".to_owned()
         }
         ["signal", pid, number] => {
             let number = Signal::from_named_raw(number.parse()?).ok_or("there is no such signal")?;

@@ -7,6 +7,7 @@ use std::path::Path;
 use lexopt::Arg;
 
 use super::options::{OPTIONS, Opt, Takes};
+use super::values::Read;
 use crate::config::{Config, Show};
 use crate::error::{Error, Typed};
 
@@ -49,35 +50,7 @@ enum From {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>, elsewhere: Elsewhere<'_>) -> Result<Config, Error> {
     let mut config = Config::default();
     let mut typed: Vec<Said> = Vec::new();
-    let mut parser = lexopt::Parser::from_args(arguments);
-    while let Some(argument) = parser.next().map_err(|error| surplus_value(&error))? {
-        let option = match argument {
-            Arg::Short('h') => {
-                config.show = Some(Show::ShortHelp);
-                continue;
-            }
-            Arg::Short(letter) => OPTIONS
-                .iter()
-                .find(|option| option.short == Some(letter))
-                .ok_or_else(|| Error::new(format!("use -{letter}"), "unknown option; see panzer -h"))?,
-            Arg::Long(name) => find(name)?,
-            Arg::Value(command) => {
-                config.command.push(command);
-                let rest = parser.raw_args().map_err(|error| surplus_value(&error))?;
-                config.command.extend(rest);
-                break;
-            }
-        };
-        let value = match option.takes {
-            Takes::Show(show) => {
-                config.show = Some(show);
-                continue;
-            }
-            Takes::Nothing(_) => OsString::from("1"),
-            Takes::One(..) | Takes::Path(..) | Takes::Many(..) => parser.value().map_err(|_| needs_value(option))?,
-        };
-        typed.push(Said { option, value, from: From::Typed });
-    }
+    gather(arguments.into_iter().collect(), From::Typed, &mut typed, &mut config)?;
     let mut variables: Vec<Said> = Vec::new();
     for option in OPTIONS {
         let Some(name) = option.variable() else { continue };
@@ -93,7 +66,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, elsewhere: Elsewhere
     let mut all = Vec::new();
     if !file.as_os_str().is_empty() {
         let text = (elsewhere.read)(&file).map_err(|cause| Error::about("read", &file.display(), cause))?;
-        all = read_lines(&text, &file, &mut config.command)?;
+        read_lines(&text, &file, &mut all, &mut config)?;
     }
     all.append(&mut variables);
     all.append(&mut typed);
@@ -135,31 +108,72 @@ impl From {
 }
 
 impl Said {
-    /// A variable gives the same value as the option would; several values are separated by spaces.
     fn apply(&self, config: &mut Config) -> Result<(), Error> {
-        let Self { option, value, from } = self;
-        let name = match from {
-            From::Variable => option.variable().unwrap_or_default() + "=",
-            From::File(_) | From::Typed => "--".to_owned() + option.long,
-        };
-        let refuse = |cause: String| bad_value(&name, value, cause);
-        let is_list = matches!((option.takes, from), (Takes::Many(..), From::Variable));
-        if let (Takes::Nothing(_), Some("0" | "false" | "no" | "off")) = (option.takes, value.to_str()) {
-            return Ok(());
-        }
-        if !is_list {
-            return option.takes.set(config, value).map_err(refuse);
-        }
-        let list = value.to_str().ok_or_else(|| refuse("it is not UTF-8".to_owned()))?;
-        list.split_ascii_whitespace().try_for_each(|part| option.takes.set(config, OsStr::new(part)).map_err(refuse))
+        self.set(config).map_err(|cause| {
+            let name = match self.from {
+                From::Variable => self.option.variable().unwrap_or_default() + "=",
+                From::File(_) | From::Typed => "--".to_owned() + self.option.long,
+            };
+            bad_value(&name, &self.value, cause)
+        })
     }
+
+    /// A variable gives the same value as the option would; several values are separated by spaces, and what takes none
+    /// may say that it is not meant.
+    fn set(&self, config: &mut Config) -> Read<()> {
+        let Self { option, value, from } = self;
+        if !matches!((from, option.takes), (From::Variable, Takes::Nothing(_) | Takes::Many(..))) {
+            return option.takes.set(config, value);
+        }
+        let text = value.to_str().ok_or("it is not UTF-8")?;
+        if let Takes::Nothing(_) = option.takes {
+            return if matches!(text, "0" | "false" | "no" | "off") { Ok(()) } else { option.takes.set(config, value) };
+        }
+        text.split_ascii_whitespace().try_for_each(|part| option.takes.set(config, OsStr::new(part)))
+    }
+}
+
+/// Reads arguments: options and their values, up to the command.
+fn gather(arguments: Vec<OsString>, from: From, all: &mut Vec<Said>, config: &mut Config) -> Result<(), Error> {
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next().map_err(|error| surplus_value(&error))? {
+        let option = match argument {
+            Arg::Short('h') => {
+                config.show = Some(Show::ShortHelp);
+                continue;
+            }
+            Arg::Short(letter) => OPTIONS
+                .iter()
+                .find(|option| option.short == Some(letter))
+                .ok_or_else(|| Error::new(format!("use -{letter}"), "unknown option; see panzer -h"))?,
+            Arg::Long(name) => OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(name))?,
+            Arg::Value(command) => {
+                config.command.push(command);
+                let rest = parser.raw_args().map_err(|error| surplus_value(&error))?;
+                config.command.extend(rest);
+                break;
+            }
+        };
+        let mut value = OsString::from("1");
+        if let Some(kind) = option.takes.value_name() {
+            value = parser
+                .value()
+                .map_err(|_| Error::new(format!("use --{}", option.long), format!("it needs a value, {kind}")))?;
+        }
+        let show = if let Takes::Show(show) = option.takes { Some(show) } else { None };
+        if matches!(from, From::File(_)) && (show.is_some() || option.long == "config") {
+            return Err(Error::new(format!("use --{}", option.long), "it is for the command line"));
+        }
+        config.show = show.or(config.show);
+        all.push(Said { option, value, from });
+    }
+    Ok(())
 }
 
 /// Reads a file of options: a line is `NAME`, `NAME VALUE` or `NAME=VALUE`, with `--` before it or not; `-- COMMAND ARGUMENT...`
 /// is the command, unless there is one; a comment begins with `#`.
-fn read_lines(text: &str, file: &Path, command: &mut Vec<OsString>) -> Result<Vec<Said>, Error> {
-    let mut all = Vec::new();
-    let is_given = !command.is_empty();
+fn read_lines(text: &str, file: &Path, all: &mut Vec<Said>, config: &mut Config) -> Result<(), Error> {
+    let is_given = !config.command.is_empty();
     let mut rest = text;
     let mut number = 0;
     while !rest.is_empty() {
@@ -167,21 +181,23 @@ fn read_lines(text: &str, file: &Path, command: &mut Vec<OsString>) -> Result<Ve
         rest = after.get(1..).unwrap_or_default();
         number += 1;
         let (name, value) = cut(line.trim_ascii(), |byte| matches!(byte, b' ' | b'\t' | b'='));
-        if name == "--" && is_given || name.is_empty() || name.starts_with('#') {
-            continue;
-        }
         if name == "--" {
-            command.clear();
-            command.extend(value.split_ascii_whitespace().map(OsString::from));
-            continue;
+            if !is_given {
+                config.command = value.split_ascii_whitespace().map(OsString::from).collect();
+            }
+        } else if !name.is_empty() && !name.starts_with('#') {
+            let mut word = "--".to_owned() + name.strip_prefix("--").unwrap_or(name);
+            let value = value.trim_ascii_start();
+            let value = value.strip_prefix('=').unwrap_or(value).trim_ascii_start();
+            if !value.is_empty() {
+                word.push('=');
+                word.push_str(value);
+            }
+            let from = From::File(number);
+            gather(vec![word.into()], from, all, config).map_err(|error| from.name(error, file))?;
         }
-        let value = value.trim_ascii_start();
-        let value = value.strip_prefix('=').unwrap_or(value).trim_ascii_start();
-        let from = From::File(number);
-        let said = of_line(name.strip_prefix("--").unwrap_or(name), value, from);
-        all.push(said.map_err(|error| from.name(error, file))?);
     }
-    Ok(all)
+    Ok(())
 }
 
 /// What stands before the first of these bytes, and the rest.
@@ -189,31 +205,6 @@ fn read_lines(text: &str, file: &Path, command: &mut Vec<OsString>) -> Result<Ve
 fn cut(text: &str, ends: fn(u8) -> bool) -> (&str, &str) {
     let end = text.bytes().position(ends).unwrap_or(text.len());
     text.split_at_checked(end).unwrap_or((text, ""))
-}
-
-fn of_line(name: &str, value: &str, from: From) -> Result<Said, Error> {
-    let option = find(name)?;
-    let value = match option.takes {
-        Takes::Nothing(_) if value.is_empty() => "1",
-        Takes::One(..) | Takes::Path(..) | Takes::Many(..) if value.is_empty() => return Err(needs_value(option)),
-        Takes::Show(_) => return Err(not_in_a_file(name)),
-        Takes::Path(..) if name == "config" => return Err(not_in_a_file(name)),
-        Takes::Nothing(_) | Takes::One(..) | Takes::Path(..) | Takes::Many(..) => value,
-    };
-    Ok(Said { option, value: value.into(), from })
-}
-
-fn not_in_a_file(name: &str) -> Error {
-    Error::new(format!("use --{name}"), "it is for the command line")
-}
-
-fn find(name: &str) -> Result<&'static Opt, Error> {
-    OPTIONS.iter().find(|option| option.long == name).ok_or_else(|| unknown_option(name))
-}
-
-fn needs_value(option: &Opt) -> Error {
-    let name = option.takes.value_name().unwrap_or_default();
-    Error::new(format!("use --{}", option.long), format!("it needs a value, {name}"))
 }
 
 fn bad_value(option: &str, value: &OsStr, cause: String) -> Error {
@@ -362,7 +353,7 @@ mod tests {
         for (text, line) in [
             ("\n\n--worker 2", "line 3: --worker: unknown option; did you mean --workers?"),
             ("workers 0", "line 1: --workers 0: \"0\" is not a whole number from 1 to 10000, nor \"auto\""),
-            ("quiet maybe", "line 1: --quiet maybe: write 1 or 0"),
+            ("quiet maybe", "line 1: --quiet=maybe: it takes no value"),
             ("#\nlisten", "line 2: --listen: it needs a value, [NAME=]ADDR"),
             ("config /there", "line 1: --config: it is for the command line"),
             ("version", "line 1: --version: it is for the command line"),

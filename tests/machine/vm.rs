@@ -26,13 +26,13 @@ pub(crate) fn made(name: &str) -> PathBuf {
 pub(crate) struct Image {
     scratch: Scratch,
     parts: Vec<Vec<u8>>,
-    has_disk: bool,
+    disk: Option<PathBuf>,
 }
 
 impl Image {
     /// panzer as `/init`, and nothing else.
     pub(crate) fn bare() -> Image {
-        let mut image = Image { scratch: Scratch::new(), parts: Vec::new(), has_disk: false };
+        let mut image = Image { scratch: Scratch::new(), parts: Vec::new(), disk: None };
         let init = fs::read(binary()).unwrap();
         image.add_bytes("init", &init);
         image
@@ -41,7 +41,7 @@ impl Image {
     /// The example's image, with the program that does what it is told.
     pub(crate) fn with_agent() -> Image {
         let parts = ["image.gz", "agent.gz"].map(|name| fs::read(made(name)).unwrap()).to_vec();
-        Image { scratch: Scratch::new(), parts, has_disk: false }
+        Image { scratch: Scratch::new(), parts, disk: None }
     }
 
     /// Adds a file, or puts it in another's place.
@@ -58,13 +58,12 @@ impl Image {
         self
     }
 
-    /// Adds a disk, `/dev/nvme0n1`, with an empty ext4 on it: the kernel has both built in.
-    pub(crate) fn disk(mut self) -> Image {
-        let path = self.scratch.path("disk");
-        File::create(&path).unwrap().set_len(16 << 20).unwrap();
-        let output = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(path).output().expect("mkfs.ext4 runs");
-        assert!(output.status.success(), "{output:?}");
-        self.has_disk = true;
+    /// Gives it a disk, and the module that this takes.
+    pub(crate) fn disk(mut self, disk: &Path) -> Image {
+        self.disk = Some(disk.to_owned());
+        let order = fs::read_to_string(made("kernel/modules/order")).unwrap() + "virtio_blk.ko\n";
+        self.add_bytes("lib/modules/order", order.as_bytes());
+        self.add_bytes("lib/modules/virtio_blk.ko", &fs::read(made("kernel/virtio_blk.ko")).unwrap());
         self
     }
 
@@ -100,7 +99,7 @@ impl Image {
             bytes.resize(bytes.len().next_multiple_of(4), 0);
         }
         fs::write(&initrd, bytes).unwrap();
-        Vm::start(self.scratch, &initrd, self.has_disk, append)
+        Vm::start(self.scratch, &initrd, self.disk.as_deref(), append)
     }
 }
 
@@ -113,15 +112,10 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    fn start(scratch: Scratch, initrd: &Path, has_disk: bool, append: &str) -> Vm {
+    fn start(scratch: Scratch, initrd: &Path, disk: Option<&Path>, append: &str) -> Vm {
         let port = free_port();
         let monitor = format!("unix:{},server=on,wait=off", scratch.path("monitor").display());
-        let mut qemu = Command::new("qemu-system-x86_64");
-        if has_disk {
-            let file = format!("if=none,id=disk,format=raw,file={}", scratch.path("disk").display());
-            qemu.args(["-drive", &file, "-device", "nvme,drive=disk,serial=1"]);
-        }
-        let mut qemu = qemu
+        let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-m", "256", "-accel", "tcg"])
             .args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:8080")])
             .args(["-device", "virtio-net-pci,netdev=net,romfile=", "-qmp", &monitor])
@@ -130,6 +124,10 @@ impl Vm {
             .arg(made("kernel/vmlinuz"))
             .arg("-initrd")
             .arg(initrd)
+            .args(
+                disk.iter()
+                    .flat_map(|disk| ["-drive".to_owned(), format!("file={},format=raw,if=virtio", disk.display())]),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::from(File::create(scratch.path("qemu")).unwrap()))
@@ -150,11 +148,6 @@ impl Vm {
     /// All that the console has shown.
     pub(crate) fn console(&self) -> String {
         self.console.lock().unwrap().clone()
-    }
-
-    /// What is on its disk.
-    pub(crate) fn disk(&self) -> Vec<u8> {
-        fs::read(self.scratch.path("disk")).unwrap()
     }
 
     /// Waits until the console has shown this.

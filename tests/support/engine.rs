@@ -31,6 +31,8 @@ pub(crate) fn podman<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Comman
     command.args([LIMIT_SECS, "podman"]).args(args.into_iter().map(|arg| arg.as_ref().to_owned()));
     command.env("CONTAINERS_CONF", settings().join("containers.conf"));
     command.env("CONTAINERS_STORAGE_CONF", settings().join("storage.conf"));
+    // Where memory is short, what watches a container leaves a file "oom" in the directory that it was started in.
+    command.current_dir(settings());
     command.stdin(Stdio::null());
     command
 }

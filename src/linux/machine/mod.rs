@@ -6,13 +6,13 @@
 mod mounts;
 mod power;
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CStr, OsStr};
 use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::Access;
+use rustix::fs::{Access, AtFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::process::{Resource, Rlimit, WaitOptions, setrlimit};
@@ -31,7 +31,7 @@ use crate::supervisor::stop::Schedule;
 pub(super) use power::PowerButton;
 
 /// The PID namespace that a machine begins with (`PROC_PID_INIT_INO` in the kernel's `proc_ns.h`).
-const FIRST_NAMESPACE: &CStr = c"pid:[4026531836]";
+const FIRST_NAMESPACE: u64 = 4_026_531_836;
 
 /// Where options stand without `--config`.
 const FILE: &CStr = c"/etc/panzer.conf";
@@ -122,11 +122,11 @@ impl Machine {
 /// Whether panzer is in the PID namespace that the machine began with. Where there is no `/proc` one is made that nobody
 /// sees, and that is gone again when it was looked at: a container is not to be changed.
 fn is_machine() -> bool {
-    let mut name = rustix::fs::readlink(c"/proc/self/ns/pid", Vec::new());
-    if let Err(Errno::NOENT) = name {
-        name = look_unseen();
+    let mut number = sys::pid_namespace();
+    if number == 0 {
+        number = look_unseen().unwrap_or_default();
     }
-    name.is_ok_and(|name| name.as_c_str() == FIRST_NAMESPACE)
+    number == FIRST_NAMESPACE
 }
 
 #[inline(never)]
@@ -136,9 +136,9 @@ fn complain(log: &mut Log, action: &str, object: &dyn Display, done: Result<(), 
     }
 }
 
-fn look_unseen() -> Result<CString, Errno> {
+fn look_unseen() -> Result<u64, Errno> {
     let context = rustix::mount::fsopen(c"proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&context)?;
     let unseen = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    rustix::fs::readlinkat(unseen, c"self/ns/pid", Vec::new())
+    rustix::fs::statat(unseen, c"self/ns/pid", AtFlags::empty()).map(|namespace| namespace.st_ino)
 }
