@@ -11,6 +11,7 @@
 //! - `run PROGRAM ARGUMENT...`: its output, and `status=N`
 //! - `terminal`: the controlling terminal, the foreground group and its own group, as numbers
 //! - `limit PID RESOURCE BYTES`: `prlimit(2)` of `as`
+//! - `signal PID NUMBER`: `kill(2)`
 //! - `break PID`: puts an instruction that there is not where the process will go on
 //! - `write PATH TEXT`, `mount TYPE SOURCE PLACE`: a plus in the path is a blank
 //! - `become PROGRAM ARGUMENT...`: for what comes before panzer
@@ -30,7 +31,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::{env, fs, process};
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 fn main() -> ExitCode {
     let Err(error) = run() else { return ExitCode::SUCCESS };
@@ -113,6 +114,11 @@ fn answer(line: &str) -> Result<String, Box<dyn Error>> {
             fs::create_dir_all(&place)?;
             rustix::mount::mount(*source, &place, *kind, rustix::mount::MountFlags::empty(), None)?;
             "mounted\n".to_owned()
+        }
+        ["signal", pid, number] => {
+            let number = Signal::from_named_raw(number.parse()?).ok_or("there is no such signal")?;
+            rustix::process::kill_process(Pid::from_raw(pid.parse()?).ok_or("there is no such process")?, number)?;
+            "sent\n".to_owned()
         }
         ["become", program, arguments @ ..] => return Err(Command::new(program).args(arguments).exec().into()),
         ["spawn", program, arguments @ ..] => format!("{}\n", Command::new(program).args(arguments).spawn()?.id()),

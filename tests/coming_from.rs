@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::binders::left_out;
+use crate::support::binders::not_installed;
 use crate::support::panzer::{Panzer, Running, shell_status};
 use crate::support::process;
 use crate::support::scratch::Scratch;
@@ -522,8 +522,9 @@ fn server_starter_a_server_that_does_not_start_is_tried_until_it_does_while_the_
 #[test]
 fn server_starter_its_own_restart_and_stop_work_on_panzers_files() {
     if Command::new("start_server").arg("--version").output().is_err() {
-        left_out("start_server --restart and --stop, since it is not installed");
-        return;
+        return not_installed(
+            "start_server --restart and --stop: Debian's package libserver-starter-perl is not installed",
+        );
     }
     let service = Service::start(STARTER, &STARTER_SIGNALS);
     let files = [("--pid-file", "my.pid"), ("--status-file", "my.status")];

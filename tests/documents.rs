@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::support::panzer::Panzer;
+use crate::support::scratch::Scratch;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -74,6 +75,30 @@ fn every_panzer_command_line_in_the_documents_is_right() {
         tried += 1;
     }
     assert!(tried >= 3, "only {tried} command lines were found");
+}
+
+#[test]
+fn every_file_of_options_in_the_documents_and_in_deploy_is_right() {
+    let page = fs::read_to_string(root().join("docs/vm.md")).unwrap();
+    let blocks = page.split("```").skip(1).step_by(2).filter(|block| block.contains("\n-- /")).map(str::to_owned);
+    let deployed = fs::read_to_string(root().join("deploy/vm/panzer.conf")).unwrap();
+    let scratch = Scratch::new();
+    let files: Vec<String> = blocks.chain([deployed]).collect();
+    assert_eq!(files.len(), 2, "docs/vm.md has one");
+    for text in files {
+        let text = text.replace("listen 8080", "listen 0");
+        let (options, command) = text.split_once("\n-- ").unwrap();
+        // The command as it stands is there in a machine only.
+        let path = scratch.write("panzer.conf", &format!("{options}\n-- /bin/sh {command}"));
+        let output = Panzer::new(["--config", path.to_str().unwrap(), "--check"]).run();
+        assert!(output.status.success(), "{text}\n{}", output.stderr);
+        let said = output.stdout;
+        assert!(said.contains("/bin/sh") && said.contains("workers: 2"), "{said}");
+        // What is typed, and then what a variable says, wins.
+        let output =
+            Panzer::new(["--config", path.to_str().unwrap(), "--check", "-n", "3"]).env("PANZER_STOP", "INT").run();
+        assert!(output.stdout.contains("workers: 3") && output.stdout.contains("INT"), "{}", output.stdout);
+    }
 }
 
 #[test]

@@ -14,17 +14,13 @@ use std::process::Command;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::refusals::IN_USE;
+use crate::support::binders::{left_out, not_installed};
 use crate::support::load::{self, Addr, Failure, Load, LoadOptions, Mode};
 use crate::support::panzer::{Running, binary, shell_status};
 use crate::support::report::Report;
 use crate::support::scratch::Scratch;
 use crate::support::worker::{panzer, port_of, probe, sh, text, through_shell, wait_report};
 use crate::support::{example, process, wait_for, wait_until};
-
-/// Says plainly what a run leaves out.
-fn left_out(what: &str) {
-    eprintln!("left out: {what}");
-}
 
 fn has_ipv6() -> bool {
     TcpListener::bind("[::1]:0").is_ok()
@@ -421,7 +417,7 @@ fn the_backlog_is_the_one_asked_for_cut_by_the_kernel() {
         let port = running.port();
         // The queue's limit stands where a connection has its unsent bytes.
         let Ok(output) = Command::new("ss").args(["-Hltn", &format!("sport = :{port}")]).output() else {
-            return left_out("the backlog: there is no ss");
+            return not_installed("the backlog: there is no ss (Debian's package iproute2)");
         };
         let output = String::from_utf8(output.stdout).unwrap();
         let limit = output.split_ascii_whitespace().nth(2).unwrap();

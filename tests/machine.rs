@@ -98,6 +98,11 @@ fn a_machine_is_made_ready_workers_are_replaced_and_reloaded_and_ctrl_alt_del_st
     assert!(machine.ask("run /init ctl reload").contains("status=0"));
     machine.wait_console("panzer: reloaded: all 3 workers are of generation 2\n");
 
+    // What panzer hears of its own crash by is no word from others.
+    for signal in [libc::SIGABRT, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSEGV] {
+        assert_eq!(machine.ask(&format!("signal 1 {signal}")), "sent\n");
+    }
+    wait_until("it goes on", || machine.ask("run /init ctl status").matches("  ready  ").count() == 3);
     // Something to be written out and unmounted.
     assert_eq!(machine.ask("mount ext4 /dev/vda /my+data"), "mounted\n");
     assert_eq!(machine.ask("write /my+data/file words"), "written\n");
@@ -128,7 +133,7 @@ fn one_child_has_the_console_as_its_terminal_and_what_is_mounted_is_left_alone()
     let terminal = console.lines().find(|line| line.starts_with("foreground=")).unwrap();
     let words: Vec<&str> = terminal.split(['=', ' ']).collect();
     assert_eq!((words[1], words[5]), (words[3], "1"), "the child has the terminal, in panzer's session: {terminal}");
-    for place in ["/proc", "/tmp", "/sys"] {
+    for place in ["/dev", "/proc", "/sys", "/dev/pts", "/dev/shm", "/run", "/tmp", "/sys/fs/cgroup"] {
         assert_eq!(console.matches(&format!(" {place} ")).count(), 1, "{place} is mounted once\n{console}");
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support::binders::left_out;
 use crate::support::load::{Load, LoadOptions};
 use crate::support::panzer::Running;
 use crate::support::random::Random;
@@ -17,11 +18,6 @@ use crate::support::{example, holds_for, process, wait_for, wait_until};
 // In the schedules here stand USR1 and USR2, since INT and QUIT are ignored in what a shell has started with `&`.
 
 const SLEEP: [&str; 2] = ["sleep", "100000"];
-
-/// Says plainly what a run leaves out.
-fn left_out(what: &str) {
-    eprintln!("left out: {what}");
-}
 
 /// A directory for reports.
 fn reports_in(scratch: &Scratch) -> PathBuf {

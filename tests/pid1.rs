@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::init_mode::{forwardable, forwarded_as, record, wait_recorded, wait_state};
+use crate::support::binders::left_out;
 use crate::support::panzer::{Panzer, Running, binary};
 use crate::support::report::Report;
 use crate::support::scratch::Scratch;
@@ -22,7 +23,7 @@ fn unshare() -> Option<&'static [&'static str]> {
         test.is_ok_and(|status| status.success())
     });
     if !works {
-        eprintln!("left out: panzer as PID 1, since {} does not work here", words.join(" "));
+        left_out(&format!("panzer as PID 1, since {} does not work here", words.join(" ")));
     }
     works.then_some(words)
 }
@@ -73,7 +74,7 @@ fn in_a_container_nothing_is_mounted_or_set_and_nothing_ends_but_panzer() {
 #[test]
 fn in_a_container_without_proc_none_is_mounted() {
     if unshare().is_none_or(|words| words.contains(&"--user")) {
-        return eprintln!("left out: /proc is taken away by root alone");
+        return left_out("/proc is taken away by root alone");
     }
     let script = r#"umount -l /proc && exec "$0" -- sh -c 'echo /proc/*; exit 4'"#;
     let mut shell = Command::new("unshare");

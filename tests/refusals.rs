@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use crate::support::binders::left_out;
 use crate::support::panzer::{Output, Panzer};
 use crate::support::scratch::Scratch;
 
@@ -358,7 +359,7 @@ fn who_does_not_exist_is_refused() {
         marker.refuses(&ALL_WAYS, &["--user", user], parts);
     }
     if rustix::process::geteuid().is_root() {
-        eprintln!("left out: that only root may become another user, since this is root");
+        left_out("that only root may become another user, since this is root");
     } else {
         marker.refuses(&ALL_WAYS, &["--user", "0"], &["--user 0", "only root may run workers as another user"]);
     }
@@ -378,6 +379,20 @@ fn a_directory_that_is_not_there_is_refused() {
 }
 
 #[test]
+fn a_file_of_options_that_cannot_be_read_or_is_wrong_is_refused() {
+    let marker = Marker::new();
+    let wrong = marker.scratch.write("panzer.conf", "quiet\n\nlinger 2x\n").display().to_string();
+    let line = format!("{wrong} line 3");
+    for (path, parts) in [
+        ("/no/such/panzer.conf", ["cannot read", "/no/such/panzer.conf", "No such file or directory"]),
+        ("/", ["cannot read", "/", "Is a directory"]),
+        (&wrong, [&line, "--linger", "2x"]),
+    ] {
+        marker.refuses(&ALL_WAYS, &["--config", path], &parts);
+    }
+}
+
+#[test]
 fn an_env_dir_with_something_unreadable_in_it_is_refused() {
     let marker = Marker::new();
     for (name, cause) in [("DIRECTORY", "Is a directory"), ("A=B", "holds no \"=\"")] {
@@ -392,7 +407,7 @@ fn an_env_dir_with_something_unreadable_in_it_is_refused() {
         marker.refuses(&ALL_WAYS, &[OsStr::new("--env-dir"), env_dir.as_os_str()], &["--env-dir", &shown, cause]);
     }
     if rustix::process::geteuid().is_root() {
-        eprintln!("left out: an env-dir that may not be read, since root may read everything");
+        left_out("an env-dir that may not be read, since root may read everything");
     } else {
         use std::os::unix::fs::PermissionsExt;
         let env_dir = marker.scratch.path("closed");

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::binders::left_out;
 use crate::support::panzer::{Panzer, Running, binary, shell_status};
 use crate::support::report::{Report, recorded};
 use crate::support::scratch::Scratch;
@@ -25,11 +26,6 @@ const SLEEP: [&str; 2] = ["sleep", "100000"];
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-/// Says plainly what a run leaves out.
-fn left_out(what: &str) {
-    eprintln!("left out: {what}");
 }
 
 /// A directory that everybody may write to.

@@ -9,7 +9,7 @@ use std::thread;
 
 use super::{at, containers, manifest, option, stop_delay, text, words};
 use crate::support::binders::word;
-use crate::support::engine::{answer, run, said};
+use crate::support::engine::{answer, run, said, workers};
 use crate::support::http::get;
 use crate::support::json::Json;
 use crate::support::load::{self, Load, LoadOptions};
@@ -97,12 +97,6 @@ impl Pod {
         self.inspect(container, "{{.State.Pid}}").parse().unwrap()
     }
 
-    /// The workers of the panzer that is the container's first process.
-    fn workers(panzer: u32) -> Vec<u32> {
-        let children = process::all().into_iter().filter(|one| one.ppid == panzer && !one.is_dead());
-        children.filter(|one| !one.comm.starts_with("panzer")).map(|one| one.pid).collect()
-    }
-
     /// Where a port of the pod is reached.
     #[track_caller]
     fn at(&self, port: u16) -> SocketAddr {
@@ -149,6 +143,7 @@ impl Drop for Pod {
 #[test]
 #[ignore = "run by scripts/test-containers"]
 fn the_deployment_serves_reloads_and_goes_on_serving_while_its_endpoint_is_taken_away() {
+    // A machine with one CPU has but one worker for "auto".
     let pod = Pod::play("deployment.yaml", &[("-n, auto,", "-n, \"2\",")]);
     pod.wait_probe("hello", "startupProbe", "2 of 2 workers are ready");
     pod.wait_probe("hello", "readinessProbe", "2 of 2 workers are ready; 1 are enough");
@@ -179,10 +174,10 @@ fn the_deployment_serves_reloads_and_goes_on_serving_while_its_endpoint_is_taken
     let before = load.count();
     wait_until("requests are answered meanwhile", || load.count() > before + 20);
     // Whoever dies now is replaced as ever: nobody knows yet that the endpoint is gone.
-    let old = Pod::workers(panzer);
+    let old = workers(panzer);
     assert!(process::send_signal(old[0], libc::SIGKILL));
     wait_until("it is replaced", || {
-        let now = Pod::workers(panzer);
+        let now = workers(panzer);
         now.len() == 2 && !now.contains(&old[0])
     });
     let ready = wait_for("it is not ready", || get(&metrics, "/readyz").ok().filter(|answer| answer.status == 503));
@@ -193,6 +188,14 @@ fn the_deployment_serves_reloads_and_goes_on_serving_while_its_endpoint_is_taken
     assert!(report.lost() <= 4 && report.refused + report.timed_out == 0, "{report:?}");
     assert_eq!(pod.wait("hello"), "0");
     pod.wait_line("hello", "panzer: everything has stopped");
+}
+
+#[test]
+#[ignore = "run by scripts/test-containers"]
+fn a_pod_has_as_many_workers_as_its_limit_has_cpus() {
+    // One: this machine may have no more than the manifest's two.
+    let pod = Pod::play("deployment.yaml", &[("cpu: \"2\"", "cpu: \"1\"")]);
+    pod.wait_probe("hello", "startupProbe", "1 of 1 workers are ready");
 }
 
 #[test]
@@ -214,13 +217,13 @@ fn two_panzers_in_one_pod_are_probed_each_on_its_own_whether_they_share_their_pr
         }
         // One is killed: its own workers go, nobody else's.
         let (hello, admin) = (pod.pid("hello"), pod.pid("admin"));
-        let (theirs, others) = (Pod::workers(hello), Pod::workers(admin));
+        let (theirs, others) = (workers(hello), workers(admin));
         assert_eq!((theirs.len(), others.len()), (2, 1));
         pod.signal("hello", "KILL");
         assert_eq!(pod.wait("hello"), "137");
         wait_until("its workers are gone", || !theirs.iter().any(|pid| process::alive(*pid)));
         pod.wait_probe("admin", "readinessProbe", "1 of 1 workers are ready");
-        assert_eq!(Pod::workers(admin), others);
+        assert_eq!(workers(admin), others);
         // This one has no delay.
         assert_eq!(option(pod.container("admin"), "--stop-delay"), None);
         pod.signal("admin", "TERM");

@@ -24,6 +24,14 @@ pub(crate) fn left_out(what: &str) {
     let _ = std::io::stderr().write_all(format!("left out: {what}\n").as_bytes());
 }
 
+/// The same for what a script installs: with `PANZER_LEAVE_OUT_NOTHING=1` it is a failure.
+#[track_caller]
+pub(crate) fn not_installed(what: &str) {
+    let may_be = std::env::var_os("PANZER_LEAVE_OUT_NOTHING").is_none_or(|value| value != "1");
+    assert!(may_be, "{what}, and PANZER_LEAVE_OUT_NOTHING=1");
+    left_out(what);
+}
+
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

@@ -63,6 +63,14 @@ pub(crate) fn new_name() -> String {
     format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// The workers of a panzer that is a container's first process: all its children that run a command.
+pub(crate) fn workers(panzer: u32) -> Vec<u32> {
+    let children = process::all().into_iter().filter(|one| one.ppid == panzer && !one.is_dead());
+    let mut pids: Vec<u32> = children.filter(|one| !one.comm.starts_with("panzer")).map(|one| one.pid).collect();
+    pids.sort_unstable();
+    pids
+}
+
 /// A container that was started. Dropped, it is removed; on a failure its command line, log and processes are printed.
 pub(crate) struct Container {
     name: String,
@@ -129,12 +137,6 @@ impl Container {
         self.pid
     }
 
-    /// The identity by which its control groups are named.
-    #[track_caller]
-    pub(crate) fn id(&self) -> String {
-        self.inspect("{{.Id}}")
-    }
-
     /// Where a port of it is reached.
     #[track_caller]
     pub(crate) fn at(&self, port: u16) -> SocketAddr {
@@ -155,12 +157,9 @@ impl Container {
         wait_for(&format!("the log holds {text:?}"), || self.log().contains(text).then_some(()));
     }
 
-    /// The workers, as processes out here: all children of PID 1 that run a command.
+    /// The workers, as processes out here.
     pub(crate) fn workers(&self) -> Vec<u32> {
-        let children = process::all().into_iter().filter(|one| one.ppid == self.pid && !one.is_dead());
-        let mut pids: Vec<u32> = children.filter(|one| !one.comm.starts_with("panzer")).map(|one| one.pid).collect();
-        pids.sort_unstable();
-        pids
+        workers(self.pid)
     }
 
     /// Waits until there are so many.

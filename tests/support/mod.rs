@@ -1,8 +1,6 @@
 //! What the scenarios are written with: starting panzer, looking at processes, waiting for a
 //! condition, an exact load client.
 
-#![allow(dead_code, reason = "not every scenario file uses every helper")]
-
 pub(crate) mod attack;
 pub(crate) mod binders;
 pub(crate) mod control;

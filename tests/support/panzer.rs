@@ -327,12 +327,6 @@ impl Running {
         }
     }
 
-    /// The live direct children of panzer, sorted.
-    #[track_caller]
-    pub(crate) fn children(&self) -> Vec<u32> {
-        pids(self.child_stats().iter())
-    }
-
     /// All live processes below panzer, sorted.
     #[track_caller]
     pub(crate) fn descendants(&self) -> Vec<u32> {
