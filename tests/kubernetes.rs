@@ -131,7 +131,12 @@ fn a_pod_has_time_for_all_that_a_stop_may_take() {
             let schedule = option(container, "--stop").expect("a schedule of its own");
             let waits: u64 = schedule.split('/').filter_map(|part| part.parse::<u64>().ok()).sum();
             assert!(schedule.ends_with("/KILL"), "{name}: {schedule}");
-            let longest = delay + waits + LINGER;
+            let pre_stop = match container.names().contains(&"lifecycle") {
+                true => at(container, "lifecycle.preStop.sleep.seconds").number(),
+                false => 0,
+            };
+            assert!(delay == 0 || pre_stop == 0, "{name}: one of them is enough");
+            let longest = pre_stop + delay + waits + LINGER;
             assert!(longest < grace, "{name}: a stop may take {longest} seconds, and there are {grace}");
         }
     }

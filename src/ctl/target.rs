@@ -162,13 +162,13 @@ pub(super) fn find(given: &Given, variable: Variables<'_>) -> Result<Server, Fai
     found.pop().ok_or_else(|| Failure::new("find a panzer", &cause))
 }
 
-/// In a pod whose containers share their processes, each has files of its own: whoever has the same ones as this process is
-/// meant, if somebody has.
+/// In a pod whose containers share their processes, each has files of its own, and PID 1 has others: whoever has the same
+/// ones as this process is meant, if somebody has. On a host, where PID 1 has the same files, nobody is meant before others.
 #[inline(never)]
 fn keep_those_here(pids: &mut Vec<i32>) {
     let own = inode("/proc/self/ns/mnt");
     let is_here = |pid: &i32| inode(&in_proc(*pid, "ns/mnt")) == own;
-    if pids.iter().any(is_here) {
+    if !is_here(&1) && pids.iter().any(is_here) {
         pids.retain(is_here);
     }
 }

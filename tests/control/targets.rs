@@ -198,22 +198,26 @@ exit 0
 }
 
 #[test]
-fn of_several_it_is_the_one_with_the_same_files_as_in_a_pod_that_shares_its_processes() {
+fn of_several_it_is_the_one_of_the_same_container_in_a_pod_that_shares_its_processes() {
     let script = r#"ask() { said=$("$@" ctl ready 2>&1); echo "$said, $?"; }
 p=$1
 start() { "$@" --ready exec -- sleep 1000 2>/dev/null & until "$p" ctl --pid $! ready >/dev/null 2>&1; do sleep 0.01; done; }
 start unshare --mount "$p" -n 1; a=$!
-start unshare --mount "$p" -n 3
-start "$p" -n 2; b=$!
-echo "here: $(ask "$p")"
-echo "there: $(ask nsenter --mount=/proc/$a/ns/mnt "$p")"
-kill $b; wait $b
-echo "elsewhere: $(ask "$p")"
+start unshare --mount "$p" -n 3; b=$!
+start "$p" -n 2
+echo "one: $(ask nsenter --mount=/proc/$a/ns/mnt "$p")"
+echo "other: $(ask nsenter --mount=/proc/$b/ns/mnt "$p")"
+echo "none: $(ask unshare --mount "$p")"
+echo "host: $(ask "$p")"
 exit 0
 "#;
     let Some(output) = in_namespace(script) else { return };
-    assert!(output.contains("here: 2 of 2 workers are ready, 0\nthere: 1 of 1 workers are ready, 0\n"), "{output}");
-    assert!(output.contains("elsewhere: panzer: cannot choose a panzer: there are several; use --pid:"), "{output}");
+    assert!(output.contains("one: 1 of 1 workers are ready, 0\nother: 3 of 3 workers are ready, 0\n"), "{output}");
+    // Where PID 1 has the same files nobody is in a container: the one that happens to be there as well is not meant more.
+    for place in ["none", "host"] {
+        let refusal = format!("{place}: panzer: cannot choose a panzer: there are several; use --pid:");
+        assert!(output.contains(&refusal), "{output}");
+    }
 }
 
 #[test]
