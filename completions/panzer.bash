@@ -9,7 +9,7 @@ _panzer() {
         word=${COMP_WORDS[i]}
         case $word in
             --) ((i++)); break ;;
-            -n|--workers|-d|--dir|-u|--user|--umask|--env-dir|-l|--listen|--listen-env|--backlog|--share-ports|--balance|--ready|--ready-timeout|--restart|--backoff|--stagger|--crash-limit|--fatal-exit|--stop|--reload-stop|--reload-tries|--surge|--kill-old-delay|--max-age|--max-rss|--watchdog|--linger|--on|--pdeathsig|--ok-exit|--control|--metrics|--pid-file|--status-file|--config|--on-exit|--log-format) ((i++)) ;;
+            -n|--workers|-d|--dir|-u|--user|--umask|--env-dir|-l|--listen|--listen-env|--backlog|--share-ports|--balance|--ready|--ready-timeout|--restart|--backoff|--stagger|--crash-limit|--fatal-exit|--stop|--stop-delay|--reload-stop|--reload-tries|--surge|--kill-old-delay|--max-age|--max-rss|--watchdog|--linger|--on|--pdeathsig|--ok-exit|--control|--metrics|--pid-file|--status-file|--config|--on-exit|--log-format) ((i++)) ;;
             -*) ;;
             *) break ;;
         esac
@@ -19,7 +19,7 @@ _panzer() {
     elif ((i > COMP_CWORD)); then
         COMPREPLY=($(compgen -f -- "$cur"))
     elif [[ $cur == -* ]]; then
-        COMPREPLY=($(compgen -W '-n --workers -d --dir -u --user --umask --env-dir -l --listen --listen-env --backlog --share-ports --balance --ready --ready-timeout --restart --backoff --stagger --crash-limit --fatal-exit --stop --reload-stop --reload-tries --surge --kill-old-delay --max-age --max-rss --watchdog --linger --on --no-group --pdeathsig --ok-exit --control --metrics --pid-file --status-file --config --on-exit -q --quiet -v --verbose --log-format --check -h --help -V --version' -- "$cur"))
+        COMPREPLY=($(compgen -W '-n --workers -d --dir -u --user --umask --env-dir -l --listen --listen-env --backlog --share-ports --balance --ready --ready-timeout --restart --backoff --stagger --crash-limit --fatal-exit --stop --stop-delay --reload-stop --reload-tries --surge --kill-old-delay --max-age --max-rss --watchdog --linger --on --no-group --pdeathsig --ok-exit --control --metrics --pid-file --status-file --config --on-exit -q --quiet -v --verbose --log-format --check -h --help -V --version' -- "$cur"))
     else
         COMPREPLY=($(compgen -W ctl -- "$cur") $(compgen -c -- "$cur"))
     fi
