@@ -3,21 +3,26 @@
 use std::process::Command;
 
 use crate::init_mode::wait_state;
-use crate::support::engine::{Removed, new_name, settings};
+use crate::support::engine::{Container, Removed, new_name, settings};
 use crate::support::{process, wait_for, wait_until};
 use crate::terminal::Terminal;
+
+/// podman at a terminal.
+#[track_caller]
+fn podman_at_terminal(arguments: &str) -> Terminal {
+    let settings = settings().display().to_string();
+    let script = format!(
+        "export CONTAINERS_CONF={settings}/containers.conf CONTAINERS_STORAGE_CONF={settings}/storage.conf; \
+         stty rows 41 cols 123; exec podman {arguments}"
+    );
+    Terminal::start(&script).expect("there is script(1)")
+}
 
 /// A container at a terminal, of this image with these arguments, and what removes it.
 #[track_caller]
 fn terminal(command: &str) -> (Terminal, Removed) {
-    let settings = settings().display().to_string();
-    let name = new_name();
-    let script = format!(
-        "export CONTAINERS_CONF={settings}/containers.conf CONTAINERS_STORAGE_CONF={settings}/storage.conf; \
-         stty rows 41 cols 123; exec podman run --rm -it --network none --name {name} {command}"
-    );
-    let removed = Removed(name);
-    (Terminal::start(&script).expect("there is script(1)"), removed)
+    let removed = Removed(new_name());
+    (podman_at_terminal(&format!("run --rm -it --network none --name {} {command}", removed.0)), removed)
 }
 
 /// Waits until a process with this command line, which no other test has, is in its terminal's foreground.
@@ -89,4 +94,24 @@ fn ctrl_c_stops_workers_at_a_terminal() {
     wait_until("they are ready", || terminal.running.stdout().contains("all 2 workers are ready"));
     terminal.press("\u{3}");
     assert_eq!(terminal.running.wait_exit().code(), Some(0));
+}
+
+#[test]
+#[ignore = "run by scripts/test-containers"]
+fn top_works_over_exec_and_the_terminal_is_itself_again() {
+    let command = ["-n", "3", "--ready", "exec", "--", "sleep", "1000"];
+    let container = Container::start("panzer-tools", &["--network", "none"], &command);
+    container.wait_line("all 3 workers are ready");
+    for key in ["q", "\u{3}"] {
+        let mut terminal = podman_at_terminal(&format!("exec -it {} panzer ctl top", container.name()));
+        terminal.wait_shown("RESTARTS");
+        process::send_signal(container.workers()[0], libc::SIGKILL);
+        terminal.wait_shown("was killed by SIGKILL");
+        terminal.press(key);
+        assert_eq!(terminal.running.wait_exit().code(), Some(0));
+        let shown = terminal.running.stdout();
+        let (to, back) = (shown.rfind("\u{1b}[?1049h"), shown.rfind("\u{1b}[?1049l"));
+        assert!(to.is_some() && back > to, "the screen that was there is back: {shown:?}");
+    }
+    assert_eq!(container.wait_workers(3).len(), 3);
 }

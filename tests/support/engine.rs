@@ -107,6 +107,11 @@ impl Container {
         container
     }
 
+    /// Its name, for commands that are not run by [`Container::podman`].
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What podman knows of it, by a template.
     #[track_caller]
     pub(crate) fn inspect(&self, format: &str) -> String {
