@@ -188,8 +188,6 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What becomes of the machine at the end.
     pub on_exit: OnExit,
-    /// Where more options stand.
-    pub file: Option<PathBuf>,
     /// Check and say what would run.
     pub check: bool,
     /// Print this instead.
@@ -225,7 +223,6 @@ impl Default for Config {
             level: Level::Info,
             log_format: LogFormat::Text,
             on_exit: OnExit::PowerOff,
-            file: None,
             check: false,
             show: None,
             command: Vec::new(),

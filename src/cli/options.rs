@@ -550,10 +550,8 @@ pub static OPTIONS: &[Opt] = &[
         group: OPERATION,
         short: None,
         long: "config",
-        takes: Takes::Path("FILE", |config, value| {
-            config.file = Some(path(value)?);
-            Ok(())
-        }),
+        // What stands in it has been read by now.
+        takes: Takes::Path("FILE", |_, value| path(value).map(drop)),
         needs_workers: false,
         summary: "read more options from FILE; one a line, and the command as -- COMMAND; what is given here or as a variable wins",
         default: "none (as a machine's init: /etc/panzer.conf)",

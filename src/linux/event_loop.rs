@@ -737,11 +737,9 @@ impl Running {
     fn close_inherited(&self) {
         let channels = self.children.channels().map(AsRawFd::as_raw_fd);
         let guard = self.guard.as_ref().map(|guard| guard.descriptor().as_raw_fd());
-        let signals = self.signals.descriptor().as_raw_fd();
-        // Where there is no button one stands twice, and the kernel is asked to close nothing between the two.
-        let power = self.prepared.power.as_ref().map_or(signals, |power| power.descriptor().as_raw_fd());
-        let own = [self.epoll.as_fd().as_raw_fd(), signals, power];
-        let mut kept: Vec<i32> = own.into_iter().chain(channels).chain(guard).collect();
+        let power = self.prepared.power.as_ref().map(|power| power.descriptor().as_raw_fd());
+        let own = [self.epoll.as_fd().as_raw_fd(), self.signals.descriptor().as_raw_fd()];
+        let mut kept: Vec<i32> = own.into_iter().chain(channels).chain(guard).chain(power).collect();
         kept.sort_unstable();
         let mut first = 3;
         for number in kept {
