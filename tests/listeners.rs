@@ -2,8 +2,8 @@
 //! path is ever touched.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::{Read, Write};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -59,10 +59,10 @@ fn socket_inode(given: &Report, number: u32) -> String {
 
 /// The port of a socket, from a table such as `/proc/net/tcp`.
 fn port_in_table(table: &str, inode: &str) -> Option<u16> {
-    let table = fs::read_to_string(table).ok()?;
-    let fields = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    let line = fields.into_iter().find(|fields| fields.get(9) == Some(&inode))?;
-    u16::from_str_radix(line[1].rsplit_once(':')?.1, 16).ok()
+    // No more of it than is needed: the end, where the connections are, can take seconds.
+    let mut lines = BufReader::new(File::open(table).ok()?).lines().map_while(Result::ok);
+    let line = lines.find(|line| line.split_ascii_whitespace().nth(9) == Some(inode))?;
+    u16::from_str_radix(line.split_ascii_whitespace().nth(1)?.rsplit_once(':')?.1, 16).ok()
 }
 
 /// The file status flags of a worker's descriptor.

@@ -10,7 +10,7 @@ use crate::support::binders::{
 };
 use crate::support::load::{self, Failure, Load, LoadOptions};
 use crate::support::panzer::{Panzer, Running, binary, shell_status};
-use crate::support::ports::{established, free_port, local};
+use crate::support::ports::{free_port, local, queued};
 use crate::support::random::Random;
 use crate::support::worker::{panzer, sh, text, through_shell};
 use crate::support::{example, holds_for, process, wait_for, wait_until};
@@ -39,7 +39,7 @@ fn connections_wait_while_the_only_worker_is_away() {
         std::fs::remove_file(&go).unwrap();
         all.running.kill_worker(0);
         let clients: Vec<_> = (0..20).map(|_| std::thread::spawn(move || load::one(&local(port).into()))).collect();
-        wait_until("they wait", || established(port) >= 20);
+        wait_until("they wait", || queued(port) == 20);
         all.scratch.write("go", "");
         for client in clients {
             let answer = client.join().unwrap();
