@@ -34,6 +34,9 @@ const STOPS_WITHIN: Duration = Duration::from_secs(60);
 const REQUESTS_BETWEEN_STEPS: u64 = 50;
 const BALANCES: [&str; 2] = ["shared", "per-worker"];
 
+/// What panzer says when the stop schedule has come to its end.
+const KILLED: &str = " did not end in time; sent SIGKILL\n";
+
 /// What a server does at TERM with the connections that it has accepted and not answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum AtTerm {
@@ -245,10 +248,13 @@ impl Service {
     #[track_caller]
     fn end(self, loads: Loads, what: &str, excused: u64) {
         let reports = loads.stop();
+        // Where a TERM is lost on a worker that boots it answers requests as soon as it can, until it is killed.
+        let deaf = if self.app.stops_booting { 0 } else { self.running.stderr().matches(KILLED).count() };
+        let excused = excused + u64::try_from(deaf).unwrap() * self.app.loops();
         // One that was just being started is killed at the end of the schedule, where it does not heed TERM by then.
         self.running.signal(libc::SIGTERM);
         let status = shell_status(self.running.wait_exit_within(STOPS_WITHIN));
-        let was_killed = self.running.stderr().contains(" did not end in time; sent SIGKILL\n");
+        let was_killed = self.running.stderr().contains(KILLED);
         assert!(status == 0 || (status == 137 && was_killed && !self.app.stops_booting), "status {status}");
         let said = dropped(&self.running.stderr());
         let requests: u64 = reports.iter().map(|report| report.requests).sum();
