@@ -530,7 +530,8 @@ fn server_starter_its_own_restart_and_stop_work_on_panzers_files() {
     let files = [("--pid-file", "my.pid"), ("--status-file", "my.status")];
     let files = files.map(|(option, name)| format!("{option}={}", service.scratch.path(name).display()));
     let their = |command: &str| {
-        let output = Command::new("start_server").arg(command).args(&files).output().unwrap();
+        // It waits without a limit of its own.
+        let output = Command::new("timeout").args(["60", "start_server", command]).args(&files).output().unwrap();
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     };
     // It waits until the new generation is the only one.
