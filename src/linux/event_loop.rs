@@ -146,7 +146,7 @@ impl Running {
             paths: Vec::new(),
             watching_remaining: false,
             sweep: Sweep::default(),
-            memory_kills: MemoryKills::new(),
+            memory_kills: MemoryKills::default(),
             // Children from before the exec may have ended while SIGCHLD told nobody.
             reap_again: true,
             release_at: Some(RELEASE_DELAY),
@@ -165,6 +165,8 @@ impl Running {
         }
         let effects = self.prepared.decider.begin(self.now());
         self.perform(effects);
+        // While the first child starts, which need not wait for what is read here.
+        self.memory_kills = MemoryKills::new();
         if !self.prepared.decider.is_supervisor() {
             // Not at once: a command that ends right away is not to take longer than with tini. Until then the child has
             // its parent-death signal.
