@@ -48,8 +48,12 @@ fn goes_on(running: &Running) {
             let pids = row.get("pid");
             !pids.is_null() && pids.number() == u64::from(pid)
         };
-        running.wait_status("the new one is ready", |status| {
-            rows(status, u64::from(kill % 2)).iter().any(is_shown) && all_ready(status)
+        // One that has not sent its request yet may be let go of for those who came after it: it asks again.
+        wait_until("the new one is ready", || {
+            let answer = connect(&running.control_name()).and_then(|stream| exchange(stream, b"status\n"));
+            let Some(answer) = answer.ok().filter(|answer| !answer.is_empty()) else { return false };
+            let status = Json::parse(&body(&answer).unwrap());
+            rows(&status, u64::from(kill % 2)).iter().any(is_shown) && all_ready(&status)
         });
     }
 }

@@ -156,7 +156,11 @@ fn with_everything() -> (Service, Addr) {
     service.wait_line("cannot reload to generation 3");
     // Use is measured once a second.
     wait_metrics(&addr, "the failed reload, and what each worker uses", |metrics| {
-        let uses = |slot: u32| metrics.samples.contains_key(&format!("panzer_worker_memory_bytes{{slot=\"{slot}\"}}"));
+        // One that was measured while it executed its program had almost none.
+        let uses = |slot: u32| {
+            let memory = metrics.samples.get(&format!("panzer_worker_memory_bytes{{slot=\"{slot}\"}}"));
+            memory.is_some_and(|bytes| bytes.parse::<u64>().unwrap() > 10_000)
+        };
         metrics.number("panzer_reloads_total{result=\"failed\"}") == 1 && (0..3).all(uses)
     });
     (service, addr)

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::binders::left_out;
 use crate::support::panzer::{Output, Panzer};
+use crate::support::ports::{free_port, local};
 use crate::support::scratch::Scratch;
 
 /// The ways in which panzer can be asked for the same thing.
@@ -481,9 +482,7 @@ fn check_says_what_would_run_and_leaves_nothing() {
     let env_dir = marker.scratch.path("env");
     fs::create_dir(&env_dir).unwrap();
     fs::write(env_dir.join("COLOUR"), "red").unwrap();
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap();
-    drop(free);
+    let port = local(free_port());
     let path = marker.scratch.path("a.sock");
     let output = Panzer::new(["--check", "-n", "3", "--stop", "QUIT/5/KILL", "-l"])
         .arg(format!("web=tcp://{port}"))

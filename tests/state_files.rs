@@ -22,6 +22,13 @@ fn with_pid_file(path: &Path) -> Running {
     let running = panzer(&format!("-n 1 --ready exec --pid-file {}", path.display()), &SLEEP).start();
     running.wait_line("the worker is ready");
     wait_pid_file(&running, path);
+    // The guard was forked with all that panzer has open, and lets go of it as soon as it runs.
+    wait_until("nobody but panzer has it open", || {
+        running.descendants().into_iter().all(|process| {
+            let mut open = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+            !open.any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path))
+        })
+    });
     running
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::support::binders::not_installed;
 use crate::support::control::ctl;
+use crate::support::http::get_with;
 use crate::support::lives::{READY as GOOD, Service};
 use crate::support::load::{self, Addr, Load, LoadOptions};
 use crate::support::panzer::{Panzer, Running, binary, shell_status};
@@ -54,7 +55,8 @@ fn the_units_start_serve_reload_beat_and_stop() {
     // systemd's socket is there before the service is; the port may be taken here.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = Addr::Tcp(listener.local_addr().unwrap());
-    let early = load::one;
+    // Until its answer comes all that there is has to start.
+    let early = |addr: &Addr| get_with(addr, "/", "Connection: close\r\n").map(|answer| answer.body);
     let waiting = std::thread::spawn({
         let addr = addr.clone();
         move || early(&addr)
@@ -82,6 +84,8 @@ fn the_units_start_serve_reload_beat_and_stop() {
     systemd.wait(UnitState::Active);
     systemd.wait_status("4 workers ready, generation 2");
     assert_eq!(systemd.history, [UnitState::Active, UnitState::Reloading, UnitState::Active]);
+    // The old ones were told, and may still answer what they have accepted.
+    running.wait_generation(2, 4);
     assert!(load::one(&addr).unwrap().contains("generation=2"));
     let report = load.stop();
     assert_eq!(report.lost(), 0, "{report}");

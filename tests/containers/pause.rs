@@ -19,7 +19,7 @@ fn pause(container: &Container) {
 #[ignore = "run by scripts/test-containers"]
 fn nobody_is_taken_for_silent_after_a_pause() {
     let options = ["--network", "none"];
-    let args = "-n 3 --ready notify --watchdog 1s -- probe - notify=READY=1 beat=/enough sleep";
+    let args = "-n 3 --ready notify --watchdog 2500ms -- probe - notify=READY=1 beat=/enough sleep";
     let container = Container::start("panzer-tools", &options, &args.split(' ').collect::<Vec<&str>>());
     container.wait_line("all 3 workers are ready");
     let workers = container.wait_workers(3);
@@ -30,7 +30,7 @@ fn nobody_is_taken_for_silent_after_a_pause() {
     assert!(!container.log().contains("silent"), "{}", container.log());
     // Who is silent of his own is found as before.
     assert!(container.exec(&["sh", "-c", "touch /enough"]).status.success());
-    container.wait_line("was silent for 1s; sent SIGABRT, ");
+    container.wait_line("was silent for 2.5s; sent SIGABRT, ");
     wait_until("all are replaced", || container.workers().iter().all(|pid| !workers.contains(pid)));
     container.must(&["stop", "--time", "50"]);
     container.status();
@@ -41,7 +41,7 @@ fn nobody_is_taken_for_silent_after_a_pause() {
 fn nobody_is_taken_for_late_after_a_pause() {
     let options = ["--network", "none"];
     let script = "sleep 1; exec probe - notify=READY=1 sleep";
-    let args = ["-n", "2", "--ready", "notify", "--ready-timeout", "2s", "--", "sh", "-c", script];
+    let args = ["-n", "2", "--ready", "notify", "--ready-timeout", "2900ms", "--", "sh", "-c", script];
     let container = Container::start("panzer-tools", &options, &args);
     let workers = container.wait_workers(2);
     pause(&container);

@@ -88,9 +88,9 @@ fn reload_wait_ends_with_the_reloads_own_result() {
     for (options, script, words) in [
         ("-n 2 --ready fd", DIES, ") ended with status 7; the old workers stay"),
         (
-            "-n 2 --ready fd --ready-timeout 300ms",
+            "-n 2 --ready fd --ready-timeout 3s",
             HANGS,
-            ") was not ready within 300ms (it did not say so); the old workers stay",
+            ") was not ready within 3s (it did not say so); the old workers stay",
         ),
     ] {
         let service = ready(options, script);

@@ -259,7 +259,8 @@ fn it_may_be_called_panzerctl() {
     symlink(binary(), &link).unwrap();
     let copy = scratch.path("copy");
     fs::create_dir(&copy).unwrap();
-    fs::copy(binary(), copy.join("panzerctl")).unwrap();
+    // Not by this process: what another test starts meanwhile would have the file open for writing until it executes.
+    assert!(Command::new("cp").args([&binary(), &copy.join("panzerctl")]).status().unwrap().success());
     for file in [&link, &copy.join("panzerctl")] {
         let mut command = Command::new(file);
         let output = command.env_remove("PANZER_CONTROL").args(["--pid", &pid, "ready"]).output().unwrap();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use super::{at, containers, manifest, option, stop_delay, text, words};
 use crate::support::binders::word;
@@ -143,8 +144,8 @@ impl Drop for Pod {
 #[test]
 #[ignore = "run by scripts/test-containers"]
 fn the_deployment_serves_reloads_and_goes_on_serving_while_its_endpoint_is_taken_away() {
-    // A machine with one CPU has but one worker for "auto".
-    let pod = Pod::play("deployment.yaml", &[("-n, auto,", "-n, \"2\",")]);
+    // A machine with one CPU has but one worker for "auto"; one that is busy needs longer for what is done below.
+    let pod = Pod::play("deployment.yaml", &[("-n, auto,", "-n, \"2\","), ("--stop-delay, 5s,", "--stop-delay, 8s,")]);
     pod.wait_probe("hello", "startupProbe", "2 of 2 workers are ready");
     pod.wait_probe("hello", "readinessProbe", "2 of 2 workers are ready; 1 are enough");
     let panzer = pod.pid("hello");
@@ -167,7 +168,7 @@ fn the_deployment_serves_reloads_and_goes_on_serving_while_its_endpoint_is_taken
     assert_eq!(reloaded, (true, "reloaded: all 2 workers are of generation 2\n".to_string()));
 
     pod.signal("hello", "TERM");
-    let delay = stop_delay(pod.container("hello"));
+    let delay = stop_delay(pod.container("hello")) + Duration::from_secs(3);
     pod.wait_line("hello", &format!("SIGTERM: stopping 2 workers in {}s\n", delay.as_secs()));
     let (is_ready, why) = pod.probe("hello", "readinessProbe");
     assert!(!is_ready && why.starts_with("panzer: cannot be ready: panzer is stopping\n"), "{why}");

@@ -168,7 +168,9 @@ impl Vm {
         let errors = fs::read_to_string(self.scratch.path("qemu")).unwrap();
         assert!(status.success(), "{status}: {errors}\n{}", self.console());
         // qemu has written all that there is; the thread may still read it.
-        wait_for("the console's last line", || self.console().contains("reboot: ").then_some(()));
+        wait_for("the console's last line", || {
+            self.console().rsplit_once("reboot: ").is_some_and(|(_, rest)| rest.ends_with('\n')).then_some(())
+        });
         let console = self.console();
         assert!(!console.contains("Kernel panic"), "{console}");
         console
@@ -214,6 +216,7 @@ impl Vm {
             while !answer.contains(r#""return""#) {
                 let mut bytes = [0; 4096];
                 let length = monitor.read(&mut bytes).unwrap();
+                assert!(length > 0, "qemu has hung up after {answer:?}");
                 answer.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
             }
         }

@@ -193,10 +193,11 @@ impl Collected {
     }
 
     /// Waits until the pipe is closed everywhere, but not for ever: a process that was left behind
-    /// may hold it.
-    fn wait_for_end(&self, limit: Duration) {
+    /// may hold it. Whether it is.
+    fn wait_for_end(&self, limit: Duration) -> bool {
         let text = lock(&self.text);
-        let _ = self.ended.wait_timeout_while(text, limit, |text| !text.ended);
+        let waited = self.ended.wait_timeout_while(text, limit, |text| !text.ended);
+        !waited.unwrap_or_else(|poisoned| poisoned.into_inner()).1.timed_out()
     }
 }
 
@@ -289,7 +290,7 @@ impl Running {
             // The order matters: what an ended panzer wrote is all there.
             let ended = self.try_exit().is_some();
             if ended {
-                self.stderr.wait_for_end(GRACE);
+                self.wait_for_output();
             }
             let found = self.stderr().matches(text).count() >= count;
             assert!(found || !ended, "panzer has ended without {text:?} ({count} times)");
@@ -306,6 +307,15 @@ impl Running {
         state.status
     }
 
+    /// Waits for the rest of the output. Who was left behind may hold it; else its thread has only not run yet.
+    fn wait_for_output(&self) {
+        for output in [&self.stdout, &self.stderr] {
+            if !output.wait_for_end(GRACE) && self.leftovers().is_empty() {
+                output.wait_for_end(3 * GRACE);
+            }
+        }
+    }
+
     /// Waits for the end, at most 30 seconds, and for the rest of the output.
     #[track_caller]
     pub(crate) fn wait_exit(&self) -> ExitStatus {
@@ -318,8 +328,7 @@ impl Running {
         let end = Instant::now() + limit;
         loop {
             if let Some(status) = self.try_exit() {
-                self.stdout.wait_for_end(GRACE);
-                self.stderr.wait_for_end(GRACE);
+                self.wait_for_output();
                 return status;
             }
             assert!(Instant::now() < end, "panzer has not ended within {limit:?}");
@@ -440,7 +449,7 @@ impl Drop for Running {
         }
         let mut left = Vec::new();
         if lock(&self.state).status.is_some_and(|status| status.code().is_some()) {
-            let end = Instant::now() + GRACE;
+            let end = Instant::now() + EXIT_DEADLINE;
             left = self.leftovers();
             while !left.is_empty() && Instant::now() < end {
                 thread::sleep(Duration::from_millis(2));
