@@ -100,11 +100,11 @@ fn a_reload_that_is_tried_without_end_makes_way_for_the_next_one() {
 #[test]
 fn beats_that_wait_to_be_read_are_heard_before_anybody_is_taken_for_silent() {
     let script = "printf '\\n' >&$PANZER_READY_FD; while :; do echo >&$PANZER_HEARTBEAT_FD; sleep 0.1; done";
-    let service = Service::start("-n 8 --ready fd --watchdog 1s", script);
+    let service = Service::start("-n 8 --ready fd --watchdog 4s", script);
     service.wait_line("all 8 workers are ready");
     let before = service.running.wait_generation(1, 8);
     process::send_signal(service.running.panzer_pid(), libc::SIGSTOP);
-    thread::sleep(Duration::from_secs(2));
+    thread::sleep(Duration::from_secs(5));
     process::send_signal(service.running.panzer_pid(), libc::SIGCONT);
     service.running.settle();
     holds_for(WATCH, "nobody is silent", || service.running.count_lines(&["silent"]) == 0);
@@ -157,9 +157,10 @@ exec $PROBE - ready sleep >/dev/null";
 #[test]
 fn a_worker_that_says_that_it_is_stopping_and_hangs_is_replaced() {
     let script = "[ -e $DIR/once ] && exec $PROBE - ready sleep >/dev/null
-touch $DIR/once; exec $PROBE - ready notify=STOPPING=1 sleep >/dev/null";
+touch $DIR/once; exec $PROBE - ready wait=$DIR/go notify=STOPPING=1 sleep >/dev/null";
     let service = Service::start("-n 1 --ready fd --watchdog 1h --reload-stop TERM/1/KILL", script);
     let first = service.running.wait_generation(1, 1);
+    service.touch("go");
     service.wait_line("said that it was stopping and has not ended; stopping it, starting a new one");
     service.running.wait_lives("another one", |lives| lives.len() == 1 && pids(lives) != pids(&first));
     service.end();

@@ -313,6 +313,7 @@ fn crystal_a_program_that_keeps_its_monitor_runs_as_the_only_worker() {
     let script = worker(&scratch.path("log"), &TERM_ENDS).replace("say start\n", "say start\nkill -VTALRM $PPID\n");
     let service = Service::run(CRYSTAL, scratch, &script, &[("-n", "1")]);
     service.running.wait_line("the worker is ready");
+    service.wait_said("start", 1, 1);
     service.reloads(libc::SIGUSR1, 2, "TERM", 1);
     service.stops(libc::SIGTERM, 2, "TERM", 1);
     assert!(!service.running.stderr().contains("SIGVTALRM; starting"), "{}", service.running.stderr());
@@ -478,7 +479,11 @@ fn server_starter_the_server_finds_its_port_its_generation_and_the_environment_d
 
 #[test]
 fn server_starter_the_status_file_has_both_generations_during_a_reload() {
-    let service = Service::start(STARTER, &STARTER_SIGNALS);
+    let scratch = Scratch::new();
+    let script = worker(&scratch.path("log"), &STARTER_SIGNALS);
+    let service = Service::run(STARTER, scratch, &script, &[("--kill-old-delay", "3s")]);
+    service.running.wait_line("the worker is ready");
+    service.wait_said("start", 1, 1);
     let (pid, status) = (service.scratch.path("my.pid"), service.scratch.path("my.status"));
     let lines = || -> BTreeMap<u32, u32> {
         let text = fs::read_to_string(&status).unwrap_or_default();
@@ -492,7 +497,10 @@ fn server_starter_the_status_file_has_both_generations_during_a_reload() {
     let old = service.running.wait_slots(1)[&0];
     wait_until("the first generation is there", || lines() == BTreeMap::from([(1, old)]));
     service.running.signal(libc::SIGHUP);
-    wait_until("both are there", || lines().keys().copied().eq([1, 2]) && lines()[&1] == old);
+    wait_until("both are there", || {
+        let found = lines();
+        found.keys().copied().eq([1, 2]) && found[&1] == old
+    });
     wait_until("only the second is there", || lines().keys().copied().eq([2]));
     assert_eq!(lines()[&2], service.running.wait_slots(1)[&0]);
     service.running.ends_with(libc::SIGTERM, 0);
@@ -516,6 +524,7 @@ fn server_starter_a_server_that_does_not_start_is_tried_until_it_does_while_the_
     fs::remove_file(&broken).unwrap();
     service.running.wait_line("reloaded: ");
     service.wait_said("QUIT", 1, 1);
+    service.wait_said("start", 2, 1);
     service.stops(libc::SIGTERM, 2, "TERM", 1);
 }
 
@@ -536,7 +545,8 @@ fn server_starter_its_own_restart_and_stop_work_on_panzers_files() {
     };
     // It waits until the new generation is the only one.
     their("--restart");
-    assert_eq!((service.count("start", 2), service.count("QUIT", 1)), (1, 1));
+    service.wait_said("start", 2, 1);
+    service.wait_said("QUIT", 1, 1);
     // It waits until the pid file is no longer locked.
     their("--stop");
     assert_eq!(shell_status(service.running.wait_exit()), 0);

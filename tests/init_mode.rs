@@ -388,7 +388,7 @@ fn with_no_group_what_is_left_behind_is_left_alone() {
 #[test]
 fn panzer_itself_says_nothing() {
     let scratch = Scratch::new();
-    let panzer = shell(&[], r#"echo out; echo err >&2; sleep 1000 & "$0" "$1" default sleep"#)
+    let panzer = shell(&["--linger", "1h"], r#"echo out; echo err >&2; sleep 1000 & "$0" "$1" default sleep"#)
         .arg(example("probe"))
         .arg(scratch.path("out"))
         .start();

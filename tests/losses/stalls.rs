@@ -68,8 +68,8 @@ fn after_a_crash_nobody_waits_for_the_worker_that_boots() {
         service.running.kill_worker(1);
         nobody_waits(&service, &loads, 1);
         service.wait_answers(GATED.workers);
-        // A loop can lose the one request that it has there, in hand or queued.
-        service.end(loads, "a crash of a worker that boots for long", GATED.loops());
+        // A loop can lose the request that it has there in hand, and one that is queued before panzer knows.
+        service.end(loads, "a crash of a worker that boots for long", 2 * GATED.loops());
     });
 }
 
@@ -92,8 +92,9 @@ fn one_loop_without_an_answer_is_a_stall_however_many_the_others_get() {
         while answer(listener.accept().unwrap().0) {}
         waiting.join().unwrap()
     });
-    let load = Load::start(addr, LoadOptions { connections: 2, ..LoadOptions::default() });
-    wait_until("the other one is answered", || load.count() > 100);
+    let load =
+        Load::start(addr, LoadOptions { connections: 2, deadline: Duration::from_secs(20), ..LoadOptions::default() });
+    wait_until("the other one is answered", || load.count() > 20);
     thread::sleep(AT_LEAST);
     assert!(load.counts().contains(&0) && load.mark() >= AT_LEAST);
     release.send(()).unwrap();

@@ -23,7 +23,12 @@ impl Life {
     /// A variable that it was given.
     #[track_caller]
     pub(crate) fn env(&self, name: &str) -> Option<String> {
-        process::environ(self.pid).unwrap_or_else(|| panic!("{self:?} is gone")).remove(name)
+        // In the middle of an exec there is none for a moment.
+        let mut environ = wait_for("it has an environment", || {
+            let environ = process::environ(self.pid).unwrap_or_else(|| panic!("{self:?} is gone"));
+            Some(environ).filter(|environ| !environ.is_empty())
+        });
+        environ.remove(name)
     }
 
     pub(crate) fn is_alive(&self) -> bool {
@@ -50,8 +55,14 @@ impl Running {
     #[track_caller]
     pub(crate) fn lives(&self) -> Vec<Life> {
         let life = |pid: u32| {
-            let is_main = process::stat(pid).is_some_and(|stat| stat.pgid == pid && !stat.is_dead());
-            let environ = process::environ(pid).filter(|_| is_main)?;
+            let environ = wait_for("it has an environment", || {
+                let is_main = process::stat(pid).is_some_and(|stat| stat.pgid == pid && !stat.is_dead());
+                match process::environ(pid).filter(|_| is_main) {
+                    // In the middle of an exec there is none for a moment.
+                    Some(environ) if environ.is_empty() => None,
+                    found => Some(found),
+                }
+            })?;
             let number = |name: &str| environ.get(name)?.parse().ok();
             // One that has not executed its command yet has the environment of panzer.
             Some(Life { generation: number("PANZER_GENERATION")?, slot: number("PANZER_WORKER_ID")?, pid })
@@ -86,9 +97,12 @@ impl Running {
     #[track_caller]
     pub(crate) fn settle(&self) {
         const SAYS: &str = "panzer: cannot upgrade on SIGUSR2: not in this version; ignored";
-        let before = self.stderr().matches(SAYS).count();
-        self.signal(libc::SIGUSR2);
-        self.wait_lines(SAYS, before + 1);
+        // The line comes before all that follows from what has happened at the same time, but not before what was then.
+        for _ in 0..2 {
+            let before = self.stderr().matches(SAYS).count();
+            self.signal(libc::SIGUSR2);
+            self.wait_lines(SAYS, before + 1);
+        }
     }
 
     /// How many lines of standard error hold all of these words.

@@ -70,7 +70,7 @@ pub(crate) struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
-        LoadOptions { connections: 4, mode: Mode::Short, deadline: Duration::from_secs(5), pause: Duration::ZERO }
+        LoadOptions { connections: 4, mode: Mode::Short, deadline: Duration::from_secs(20), pause: Duration::ZERO }
     }
 }
 
@@ -337,9 +337,14 @@ impl Drop for Load {
     }
 }
 
-/// Sends one request on a connection of its own and returns the body of the answer.
+/// Sends one request on a connection of its own and returns the body of the answer, which must come within five seconds.
 pub(crate) fn one(addr: &Addr) -> Result<String, Failure> {
-    let deadline = Instant::now() + LoadOptions::default().deadline;
+    one_within(addr, Duration::from_secs(5))
+}
+
+/// The same within this time.
+pub(crate) fn one_within(addr: &Addr, limit: Duration) -> Result<String, Failure> {
+    let deadline = Instant::now() + limit;
     Connection::open(addr, deadline)?.request(Mode::Short, deadline)
 }
 
