@@ -43,6 +43,8 @@ enum End {
     By(String),
     /// The connection was reset.
     Reset,
+    /// It was closed without an answer, by somebody who had read the request.
+    Closed,
     /// Anything else.
     Other(String),
 }
@@ -59,8 +61,7 @@ fn request(port: u16) -> End {
     };
     match ask() {
         Ok(answer) if answer.contains("worker=") => End::By(word(&answer, "worker=")),
-        // What has ended had read the request.
-        Ok(answer) if answer.is_empty() => End::Reset,
+        Ok(answer) if answer.is_empty() => End::Closed,
         Ok(answer) => End::Other(answer),
         Err(error) if std::io::Error::kind(&error) == ErrorKind::ConnectionReset => End::Reset,
         Err(error) => End::Other(error.to_string()),
@@ -90,18 +91,27 @@ impl Waiting {
         self.0.iter().filter(|one| !one.is_finished()).count()
     }
 
-    /// How many were answered by each worker, and how many reset.
+    /// How many were answered by each worker, and how many reset; none was closed without an answer.
     #[track_caller]
     pub(crate) fn ends(self) -> (BTreeMap<String, usize>, usize) {
-        let (mut answered, mut reset) = (BTreeMap::new(), 0);
+        let (answered, reset, closed) = self.all_ends();
+        assert_eq!(closed, 0, "closed without an answer");
+        (answered, reset)
+    }
+
+    /// How many were answered by each worker, how many reset, and how many closed without an answer.
+    #[track_caller]
+    pub(crate) fn all_ends(self) -> (BTreeMap<String, usize>, usize, usize) {
+        let (mut answered, mut reset, mut closed) = (BTreeMap::new(), 0, 0);
         for one in self.0 {
             match one.join().unwrap() {
                 End::By(worker) => *answered.entry(worker).or_default() += 1,
                 End::Reset => reset += 1,
+                End::Closed => closed += 1,
                 End::Other(what) => panic!("a request ended with {what:?}"),
             }
         }
-        (answered, reset)
+        (answered, reset, closed)
     }
 }
 

@@ -100,14 +100,14 @@ fn is_told(worker: u32) -> bool {
     process::signals_in(worker, "ShdPnd").is_some_and(|signals| signals.contains(&15))
 }
 
-/// Checks that all were answered, some of them by this worker, and returns how many were reset all the same: a worker that
-/// has accepted one and does not get to run may be told before it has answered it, and says so.
+/// Checks that all were answered, some of them by this worker, and returns how many were dropped all the same: a worker
+/// that has accepted one and does not get to run may be told before it has answered it, and says so.
 #[track_caller]
 fn all_answered(waiting: Waiting, by: &str) -> u64 {
-    let (answered, reset) = waiting.ends();
-    assert_eq!(answered.values().sum::<usize>() + reset, WAITING, "{answered:?}");
+    let (answered, reset, closed) = waiting.all_ends();
+    assert_eq!(answered.values().sum::<usize>() + reset + closed, WAITING, "{answered:?}");
     assert!(answered.contains_key(by), "{answered:?}");
-    u64::try_from(reset).unwrap()
+    u64::try_from(reset + closed).unwrap()
 }
 
 /// The port that a service listens on.

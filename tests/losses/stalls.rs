@@ -68,8 +68,8 @@ fn after_a_crash_nobody_waits_for_the_worker_that_boots() {
         service.running.kill_worker(1);
         nobody_waits(&service, &loads, 1);
         service.wait_answers(GATED.workers);
-        // A loop can lose the request that it has there in hand, and one that is queued before panzer knows.
-        service.end(loads, "a crash of a worker that boots for long", 2 * GATED.loops());
+        // A loop can lose the one request that it has there, in hand or queued.
+        service.end(loads, "a crash of a worker that boots for long", GATED.loops());
     });
 }
 
